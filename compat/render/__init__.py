@@ -1,0 +1,41 @@
+"""Turn a stored run into text that people and tools read.
+
+In: a `Run`. Out: text. Rendering is pure: no clock, no environment, no file but a renderer's own template. Each renderer is
+imported when it is first asked for, because `compat list` must not pay for HTML.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from compat.records import Run
+
+FORMATS: tuple[str, ...] = ("terminal", "markdown", "html", "json")
+"""Every name that `render` takes."""
+
+
+def render(run: Run, format: str, *, width: int = 80, color: bool = False, ascii: bool = False) -> str:
+    """`run` as text in one of `FORMATS`, ending in a newline.
+
+    `width` (columns, at least 40), `color` (escape codes) and `ascii` (no glyph beyond ASCII in marks) concern `terminal`
+    only. Raises `ValueError` for an unknown format.
+    """
+    match format:
+        case "terminal":
+            from compat.render.terminal import render_terminal
+
+            return render_terminal(run, width=width, color=color, ascii=ascii)
+        case "markdown":
+            from compat.render.markdown import render_markdown
+
+            return render_markdown(run)
+        case "html":
+            from compat.render.html import render_html
+
+            return render_html(run)
+        case "json":
+            from compat.records import encode_run
+
+            return encode_run(run).decode()
+    raise ValueError(f"unknown format {format!r}; one of: {', '.join(FORMATS)}")

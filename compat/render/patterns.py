@@ -1,0 +1,98 @@
+"""Say which cells of a run are meant in a few patterns such as `falcon/{fp16,bf16}/sdpa*/none`.
+
+In: some cells, and all cells of their run. Out: patterns over the axes. A pattern read as a selector over the run picks
+exactly the cells it stands for: `*` means every value that the run has there, never more than was seen.
+"""
+
+from __future__ import annotations
+
+import os.path
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from compat.records import Cell
+from compat.render.grids import AXES, in_order
+from compat.render.inert import label
+
+Box = tuple[frozenset[str], ...]
+
+
+@dataclass(frozen=True)
+class Patterns:
+    """`texts` stand for `shown` of `total` cells; the rest is said by number."""
+
+    texts: tuple[str, ...]
+    shown: int
+    total: int
+
+    @property
+    def rest(self) -> str:
+        """What the texts leave out, in words, or empty."""
+        left = self.total - self.shown
+        return f"{left} more cell{'s' * (left > 1)}" if left else ""
+
+    @property
+    def text(self) -> str:
+        """All of it on one line."""
+        listed = ", ".join(self.texts)
+        return f"{listed} and {self.rest}" if self.rest else listed
+
+
+def patterns(cells: Sequence[Cell], universe: Sequence[Cell], limit: int = 4) -> Patterns:
+    """At most `limit` patterns for `cells` among `universe`, those that stand for most cells first."""
+    axes = (*AXES, *sorted({name for c in universe for name in c.axes} - set(AXES)))
+    points = list(dict.fromkeys(tuple(c.axes.get(a, "") for a in axes) for c in cells))
+    everything = {tuple(c.axes.get(a, "") for a in axes) for c in universe}
+    boxes = min((_cover(points, turn, len(axes)) for turn in range(len(axes))), key=len, default=[])
+    sized = sorted(((_size(box), box) for box in boxes), key=lambda pair: -pair[0])[:limit]
+    texts = tuple(_text(axes, box, everything) for _, box in sized)
+    return Patterns(texts, sum(size for size, _ in sized), len(points))
+
+
+def _size(box: Box) -> int:
+    size = 1
+    for values in box:
+        size *= len(values)
+    return size
+
+
+def _cover(points: Sequence[tuple[str, ...]], turn: int, count: int) -> list[Box]:
+    """Boxes that hold `points` exactly: join boxes which differ on one axis only, one axis after the other, from `turn`."""
+    boxes: list[Box] = [tuple(frozenset((v,)) for v in point) for point in points]
+    for step in range(count):
+        axis = (turn + step) % count
+        joined: dict[Box, frozenset[str]] = {}
+        for box in boxes:
+            rest = box[:axis] + box[axis + 1 :]
+            joined[rest] = joined.get(rest, frozenset()) | box[axis]
+        boxes = [rest[:axis] + (values,) + rest[axis:] for rest, values in joined.items()]
+    return boxes
+
+
+def _text(axes: tuple[str, ...], box: Box, everything: set[tuple[str, ...]]) -> str:
+    """`box` in words. Wildcards are tried one axis at a time, each against all that the earlier ones let in."""
+    words: dict[int, str] = {}
+    allowed: list[frozenset[str] | set[str]] = list(box)
+    for i in sorted(range(len(axes)), key=lambda i: axes[i] == "model"):
+        others = [j for j in range(len(axes)) if j != i]
+        possible = {p[i] for p in everything if all(p[j] in allowed[j] for j in others)}
+        words[i], prefix = _values(axes[i], box[i], possible)
+        if prefix is not None:
+            allowed[i] = {p[i] for p in everything if p[i].startswith(prefix)}
+    plain = [words[i] for i, axis in enumerate(axes) if axis in AXES]
+    further = [f"{label(a, 40)}={words[i]}" for i, a in enumerate(axes) if a not in AXES and box[i] != {""}]
+    return "/".join(plain + further)
+
+
+def _values(axis: str, chosen: frozenset[str], possible: set[str]) -> tuple[str, str | None]:
+    """One word for `chosen` (the value, `*`, `prefix*` or `{a,b}`), and the prefix that a wildcard lets in."""
+    if len(chosen) == 1:
+        return label(next(iter(chosen)), 60), None
+    if chosen == possible:
+        return "*", ""
+    prefix = os.path.commonprefix(sorted(chosen))
+    if len(prefix) > 2 and {v for v in possible if v.startswith(prefix)} == chosen:
+        return label(prefix, 60) + "*", prefix
+    ordered = in_order(axis, sorted(chosen))
+    few = [label(v, 60) for v in ordered[:6]]
+    return "{" + ",".join([*few, *(["..."] if len(ordered) > 6 else [])]) + "}", None

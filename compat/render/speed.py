@@ -1,0 +1,91 @@
+"""Summarise what each attention backend gains over eager.
+
+In: the cells of a run whose `speed` check measured `prefill_speedup` or `decode_speedup` (ratio to eager, higher is better).
+Out: for each backend and phase the median, quartiles and range over cells, and in how many cells the 95% interval lies wholly
+above or below 1. Cells that give wrong results are left out and counted: the speed of a wrong answer is no speed.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from compat.records import BAD, Cell, Measurement
+from compat.render.grids import axis_value, in_order
+
+PHASES: tuple[str, ...] = ("prefill", "decode")
+CHECK = "speed"
+
+
+@dataclass(frozen=True)
+class Speedups:
+    """One phase of one attention backend, over `cells` cells."""
+
+    cells: int
+    low: float
+    quartile_low: float
+    median: float
+    quartile_high: float
+    high: float
+    faster: int
+    """Cells whose interval lies wholly above 1."""
+    slower: int
+    """Cells whose interval lies wholly below 1."""
+
+
+@dataclass(frozen=True)
+class SpeedRow:
+    """One attention backend; a phase that was never measured is None."""
+
+    attention: str
+    prefill: Speedups | None
+    decode: Speedups | None
+
+    def phase(self, name: str) -> Speedups | None:
+        """The phase called `name`, one of `PHASES`."""
+        return {"prefill": self.prefill, "decode": self.decode}[name]
+
+
+@dataclass(frozen=True)
+class Speed:
+    """All rows, in the order of backends."""
+
+    rows: tuple[SpeedRow, ...]
+    left_out: int
+    """Cells with a measured speed that fail another check."""
+
+
+def speed(cells: Sequence[Cell]) -> Speed:
+    """The speed table of `cells`; no rows when nothing was measured."""
+    timed = [c for c in cells if any(_measured(c, phase) for phase in PHASES)]
+    trusted = [c for c in timed if not any(k.outcome in BAD for k in c.checks if k.name != CHECK)]
+    rows = []
+    for attention in in_order("attention", (axis_value(c, "attention") for c in trusted)):
+        here = [c for c in trusted if axis_value(c, "attention") == attention]
+        rows.append(SpeedRow(attention, *(_speedups([m for c in here if (m := _measured(c, p))]) for p in PHASES)))
+    return Speed(tuple(rows), len(timed) - len(trusted))
+
+
+def _measured(cell: Cell, phase: str) -> Measurement | None:
+    check = cell.check(CHECK)
+    found = check.measurement(f"{phase}_speedup") if check else None
+    return found if found is not None and found.value is not None and found.value > 0 else None
+
+
+def _speedups(measurements: Sequence[Measurement]) -> Speedups | None:
+    values = sorted(m.value for m in measurements if m.value is not None)
+    if not values:
+        return None
+    quartiles = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
+    intervals = [m.ci95 for m in measurements if m.ci95 is not None]
+    return Speedups(
+        cells=len(values),
+        low=values[0],
+        quartile_low=quartiles[0],
+        median=quartiles[1],
+        quartile_high=quartiles[2],
+        high=values[-1],
+        faster=sum(low > 1 for low, _ in intervals),
+        slower=sum(high < 1 for _, high in intervals),
+    )

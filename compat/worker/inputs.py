@@ -1,0 +1,138 @@
+"""Inputs of a model: unpadded rows, padded batches, prompts and images, drawn from a seed.
+
+In: a model row, its checkpoint's tokenizer where one is needed, a seed. Out: `Rows`, from which forward arguments are
+made with padding on either side. Token ids of probes are uniform over the vocabulary without the special tokens; real
+checkpoints read English text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compat.worker import stack_api
+
+FIRST_TOKEN = 5
+"""Ids below this one are special tokens of a probe's vocabulary."""
+
+DECODER_TOKENS = 17
+"""Decoder input length of encoder-decoder models; the encoder gets the row's length."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Unpadded samples of one model: token rows, or images (pixel values) for vision models."""
+
+    tokens: tuple[tuple[int, ...], ...] = ()
+    images: torch.Tensor | None = None
+    decoder: tuple[tuple[int, ...], ...] = ()
+
+    def key(self) -> str:
+        """A short text that is equal for equal rows."""
+        import hashlib
+
+        material = repr((self.tokens, self.decoder)).encode()
+        if self.images is not None:
+            material += self.images.double().numpy().tobytes()
+        return hashlib.sha256(material).hexdigest()[:16]
+
+
+class Source:
+    """Draws rows for one model."""
+
+    def __init__(self, row: dict[str, Any], config: Any, tokenizer: Any = None) -> None:
+        self.row = row
+        self.task = row["task"]
+        text_config = config.get_text_config() if hasattr(config, "get_text_config") else config
+        self.vocab = int(getattr(text_config, "vocab_size", 0) or 0)
+        self.pad = int(getattr(config, "pad_token_id", None) or 0)
+        self.start = getattr(config, "decoder_start_token_id", None)
+        self.image_size = int(getattr(config, "image_size", 0) or 0)
+        self._text: list[int] = []
+        if row["source"] != "probe" and tokenizer is not None:
+            text = (Path(__file__).parent / "english.txt").read_text(encoding="utf-8")
+            self._text = [int(t) for t in tokenizer(text, add_special_tokens=False)["input_ids"]]
+
+    def rows(self, seed: int, lengths: list[int]) -> Rows:
+        """One row of each length (tokens); for images, as many images as there are lengths."""
+        generator = torch.Generator().manual_seed(seed)
+        if self.task == "image-classification":
+            shape = (len(lengths), 3, self.image_size, self.image_size)
+            return Rows(images=torch.randn(shape, generator=generator))
+        tokens = tuple(self._row(generator, n) for n in lengths)
+        if self.task != "seq2seq-lm":
+            return Rows(tokens=tokens)
+        start = int(self.start if self.start is not None else self.pad)
+        decoder = tuple((start, *self._row(generator, DECODER_TOKENS - 1)) for _ in lengths)
+        return Rows(tokens=tokens, decoder=decoder)
+
+    def _row(self, generator: torch.Generator, length: int) -> tuple[int, ...]:
+        if self._text:
+            at = int(torch.randint(0, max(1, len(self._text) - length), (1,), generator=generator))
+            return tuple(self._text[at : at + length])
+        ids = torch.randint(FIRST_TOKEN, self.vocab, (length,), generator=generator)
+        return tuple(int(t) for t in ids)
+
+
+def unpadded(rows: Rows, device: torch.device, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Forward arguments for rows of equal length, without a mask; images in `dtype`."""
+    if rows.images is not None:
+        return {"pixel_values": rows.images.to(device=device, dtype=dtype)}
+    arguments = {"input_ids": torch.tensor(rows.tokens, device=device)}
+    if rows.decoder:
+        arguments["decoder_input_ids"] = torch.tensor(rows.decoder, device=device)
+    return arguments
+
+
+@dataclass(frozen=True)
+class Padded:
+    """A padded batch: forward arguments and, for each row, where its valid output positions are."""
+
+    arguments: dict[str, torch.Tensor]
+    valid: tuple[slice, ...]
+
+
+def padded(
+    rows: Rows,
+    side: str,
+    model: Any,
+    device: torch.device,
+    pad_id: int,
+    all_pad_row: bool = False,
+) -> Padded:
+    """Rows of unequal length in one batch, padded on `side` with `pad_id`, as a user's tokenizer does it.
+
+    Position ids are passed as `generate` makes them (cumulative sum of the mask) to causal models that accept them.
+    `all_pad_row` appends a row that is masked everywhere.
+    """
+    longest = max(len(r) for r in rows.tokens)
+    ids, mask, valid = [], [], []
+    for row in rows.tokens:
+        pads = longest - len(row)
+        ids.append([pad_id] * pads + list(row) if side == "left" else list(row) + [pad_id] * pads)
+        mask.append([0] * pads + [1] * len(row) if side == "left" else [1] * len(row) + [0] * pads)
+        valid.append(slice(pads, longest) if side == "left" else slice(0, len(row)))
+    if all_pad_row:
+        ids.append([pad_id] * longest)
+        mask.append([0] * longest)
+    arguments = {
+        "input_ids": torch.tensor(ids, device=device),
+        "attention_mask": torch.tensor(mask, device=device),
+    }
+    if rows.decoder:
+        decoder = [*rows.decoder, *([rows.decoder[0]] if all_pad_row else [])]
+        arguments["decoder_input_ids"] = torch.tensor(decoder, device=device)
+        valid = [slice(0, len(d)) for d in rows.decoder]
+    elif stack_api.accepts(model, "position_ids") and getattr(model, "can_generate", lambda: False)():
+        positions = (arguments["attention_mask"].cumsum(-1) - 1).clamp_min(0)
+        arguments["position_ids"] = positions
+    return Padded(arguments, tuple(valid))
+
+
+def output_of(output: Any, task: str) -> torch.Tensor:
+    """The tensor that a task is judged on: logits, or the last hidden state. Shape (batch, positions, features)."""
+    tensor = output.last_hidden_state if task == "feature-extraction" else output.logits
+    return tensor.unsqueeze(1) if tensor.dim() == 2 else tensor

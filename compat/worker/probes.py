@@ -1,0 +1,142 @@
+"""Probe checkpoints: tiny models built from a config, with weights that make attention visible.
+
+Default initialisation (std 0.02) makes attention nearly uniform, so that a wrong mask, scale, window or head changes
+nothing. Weights here follow docs/criteria.md: embeddings N(0, 1); query and key matrices sqrt(2)/sqrt(fan_in), so that
+scores have a standard deviation of about 2; value and output matrices 1.5/sqrt(fan_in); other matrices
+1/sqrt(fan_in); norm weights 1 + 0.1 N; biases N(0, 0.02); attention sinks N(2, 1).
+
+In: a model row (models.toml) as a dict. Out: a checkpoint folder as `save_pretrained` writes it, with a tokenizer or an
+image processor, loaded afterwards the way users load.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compat.worker import stack_api
+
+PROBE_VERSION = 3
+"""Part of the cache key: raise it whenever a change here changes the weights."""
+
+SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<unk>", "<mask>")
+
+_QUERY_KEY = re.compile(r"(^|\.)(q|k|q_proj|k_proj|query|key|q_lin|k_lin)$")
+_QUERY = re.compile(r"(^|\.)(q|q_proj|query|q_lin)$")
+_FUSED = re.compile(r"(^|\.)(query_key_value|qkv_proj|Wqkv|c_attn|qkv)$")
+_VALUE_OUT = re.compile(
+    r"(^|\.)(v|o|v_proj|o_proj|value|v_lin|out_lin|out_proj)$"
+    r"|(attention|attn|attention\.output|self_attention)\.(dense|c_proj)$"
+)
+_QK_NORM = re.compile(r"(^|\.)(q_norm|k_norm)$")
+
+
+def _fan_in(name: str, shape: torch.Size, hidden: int, module: torch.nn.Module) -> int:
+    """Number of inputs that one output sums over, for the layouts that transformers uses."""
+    if type(module).__name__ == "Conv1D":  # stored (in, out)
+        return shape[0]
+    if len(shape) == 3 and "expert" in name:  # (experts, ., .) in either order
+        other = shape[1] if shape[2] == hidden else shape[2]
+        return other if "down" in name else hidden
+    return math.prod(shape[1:])
+
+
+def sensitise(model: torch.nn.Module, seed: int, query_gain: float = 1.0) -> None:
+    """Give every parameter of `model` (fp32, CPU) a value drawn from `seed` by the scheme of this module's docstring.
+
+    `query_gain` multiplies query weights, for families that do not scale scores by 1/sqrt(head_dim) (T5).
+    Each parameter has a generator of its own, seeded by its name: adding one does not move the others.
+    """
+    hidden = int(getattr(model.config, "hidden_size", 0) or getattr(model.config, "d_model", 0))
+    seen: set[int] = set()
+    with torch.no_grad():
+        for module_name, module in model.named_modules():
+            for own, parameter in module.named_parameters(recurse=False):
+                if id(parameter) in seen:
+                    continue
+                seen.add(id(parameter))
+                full = f"{module_name}.{own}"
+                generator = torch.Generator().manual_seed(_name_seed(full, seed))
+                noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float32)
+                parameter.copy_(_value(module_name, own, module, parameter, noise, hidden, query_gain))
+
+
+def _name_seed(name: str, seed: int) -> int:
+    import zlib
+
+    return (zlib.crc32(name.encode()) + 1_000_003 * seed) % (2**63)
+
+
+def _value(
+    module_name: str,
+    own: str,
+    module: torch.nn.Module,
+    parameter: torch.Tensor,
+    noise: torch.Tensor,
+    hidden: int,
+    query_gain: float,
+) -> torch.Tensor:
+    kind = type(module).__name__
+    if "sinks" in own:
+        return 2.0 + noise
+    if "norm" in kind.lower() and own == "weight":
+        centre = float(parameter.mean())  # 1, or 0 for families that compute (1 + weight)
+        gain = math.sqrt(2.0) if _QK_NORM.search(module_name) else 1.0
+        return gain + (centre - 1.0) + 0.1 * noise
+    if isinstance(module, torch.nn.Embedding) or own in ("cls_token", "position_embeddings", "mask_token"):
+        return noise
+    if parameter.ndim < 2 or "bias" in own:
+        return 0.02 * noise
+    scale = 1.0 / math.sqrt(_fan_in(f"{module_name}.{own}", parameter.shape, hidden, module))
+    if _QUERY_KEY.search(module_name) or _FUSED.search(module_name):
+        gain = math.sqrt(2.0) * (query_gain if _QUERY.search(module_name) else 1.0)
+        return gain * scale * noise
+    if _VALUE_OUT.search(module_name):
+        return 1.5 * scale * noise
+    return scale * noise
+
+
+def build(row: dict[str, Any], folder: Path) -> None:
+    """Write the probe checkpoint of `row` into `folder` (existing, empty).
+
+    Raises what the configuration or model class raises for arguments that it refuses.
+    """
+    import transformers
+
+    config = transformers.AutoConfig.for_model(row["type"], **row["config"])
+    torch.manual_seed(0)
+    model = stack_api.auto_class(row["task"]).from_config(config).eval()
+    sensitise(model, seed=int(row.get("seed", 0)), query_gain=float(row.get("query_gain", 1.0)))
+    model.save_pretrained(folder)
+    if row["task"] == "image-classification":
+        _image_processor(config).save_pretrained(folder)
+    else:
+        _tokenizer(int(config.vocab_size)).save_pretrained(folder)
+
+
+def _tokenizer(vocab_size: int) -> Any:
+    """A word-level tokenizer whose word `w17` is token 17; left padding is left to the caller."""
+    import transformers
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = {word: i for i, word in enumerate(SPECIAL_TOKENS)}
+    words |= {f"w{i}": i for i in range(len(SPECIAL_TOKENS), vocab_size)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    pad, bos, eos, unk, mask = SPECIAL_TOKENS
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=pad, bos_token=bos, eos_token=eos, unk_token=unk, mask_token=mask
+    )
+
+
+def _image_processor(config: Any) -> Any:
+    import transformers
+
+    size = {"height": config.image_size, "width": config.image_size}
+    # the PIL backend needs no torchvision; before it existed, the plain class was it
+    cls = getattr(transformers, "ViTImageProcessorPil", None) or transformers.ViTImageProcessor
+    return cls(size=size)
