@@ -76,6 +76,7 @@ def _convert_gguf(path: Path, task: str, folder: Path) -> None:
         model = stack_api.auto_class(task).from_pretrained(
             path.parent, **arguments, **stack_api.dtype_argument(torch.float32)
         )
+        stack_api.forget_quantizer(model)
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 

@@ -45,10 +45,11 @@ def _fan_in(name: str, shape: torch.Size, hidden: int, module: torch.nn.Module) 
     return math.prod(shape[1:])
 
 
-def sensitise(model: torch.nn.Module, seed: int, query_gain: float = 1.0) -> None:
+def sensitise(model: torch.nn.Module, seed: int, query_gain: float = 1.0, embedding_gain: float = 1.0) -> None:
     """Give every parameter of `model` (fp32, CPU) a value drawn from `seed` by the scheme of this module's docstring.
 
-    `query_gain` multiplies query weights, for families that do not scale scores by 1/sqrt(head_dim) (T5).
+    `query_gain` multiplies query weights, for families that do not scale scores by 1/sqrt(head_dim) (T5);
+    `embedding_gain` multiplies embeddings, for families that scale them up themselves (Gemma).
     Each parameter has a generator of its own, seeded by its name: adding one does not move the others.
     """
     hidden = int(getattr(model.config, "hidden_size", 0) or getattr(model.config, "d_model", 0))
@@ -62,7 +63,9 @@ def sensitise(model: torch.nn.Module, seed: int, query_gain: float = 1.0) -> Non
                 full = f"{module_name}.{own}"
                 generator = torch.Generator().manual_seed(_name_seed(full, seed))
                 noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float32)
-                parameter.copy_(_value(module_name, own, module, parameter, noise, hidden, query_gain))
+                value = _value(module_name, own, module, parameter, noise, hidden, query_gain)
+                gain = embedding_gain if isinstance(module, torch.nn.Embedding) else 1.0
+                parameter.copy_(gain * value)
 
 
 def _name_seed(name: str, seed: int) -> int:
@@ -110,7 +113,8 @@ def build(row: dict[str, Any], folder: Path) -> None:
     config = transformers.AutoConfig.for_model(row["type"], **row["config"])
     torch.manual_seed(0)
     model = stack_api.auto_class(row["task"]).from_config(config).eval()
-    sensitise(model, seed=int(row.get("seed", 0)), query_gain=float(row.get("query_gain", 1.0)))
+    gains = {name: float(row.get(name, 1.0)) for name in ("query_gain", "embedding_gain")}
+    sensitise(model, seed=int(row.get("seed", 0)), **gains)
     model.save_pretrained(folder)
     if row["task"] == "image-classification":
         _image_processor(config).save_pretrained(folder)

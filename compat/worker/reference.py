@@ -197,6 +197,7 @@ class Reference:
         self.model = copy.deepcopy(master).to(device=device, dtype=dtype).eval()
         self.mode = _Fp64Mode()
         self.inv_freq_dtype = self._recompute_inv_freq()
+        stack_api.use_plain_experts(self.model)
         if stack_api.uses_attention_interface(self.model) and stack_api.register_attention(NAME, attention):
             stack_api.set_attention_unchecked(self.model, NAME)
             self.attention = "own"

@@ -102,6 +102,23 @@ def uses_attention_interface(model: Any) -> bool:
     return bool(can is not None and can())
 
 
+def forget_quantizer(model: Any) -> None:
+    """Make a model that was dequantized while loading (GGUF) an ordinary one, so that it can be saved."""
+    for name in ("hf_quantizer", "is_quantized", "quantization_method"):
+        if name in vars(model):
+            delattr(model, name)
+    if getattr(model.config, "quantization_config", None) is not None:
+        del model.config.quantization_config
+
+
+def use_plain_experts(model: Any) -> None:
+    """Compute experts one by one: grouped kernels (transformers 5) take no fp64. No effect where there is no choice."""
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        if getattr(config, "_experts_implementation_internal", None) is not None:
+            config._experts_implementation_internal = "eager"
+
+
 def accepts(model: Any, argument: str) -> bool:
     """Whether `model.forward` names `argument`."""
     return argument in inspect.signature(model.forward).parameters

@@ -1,0 +1,13 @@
+"""Where the matrices that come with compat are: beside the package in a checkout, inside it once installed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_PACKAGE = Path(__file__).resolve().parent
+
+
+def matrices_folder() -> Path:
+    """The folder that holds default.toml and models.toml."""
+    installed = _PACKAGE / "matrices"
+    return installed if installed.is_dir() else _PACKAGE.parent / "matrices"

@@ -1,0 +1,131 @@
+"""The worker's loop: requests as JSON lines on stdin, one answer a line on the descriptor that stdout was.
+
+    {"op": "hello"}                                       -> the environment
+    {"op": "check", "group": {...}, "attention": {...}, "check": "agreement"} -> what the check saw
+
+Libraries print to stdout; that is sent to stderr, so that answers stay whole. The loop ends with stdin.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import traceback
+from typing import Any, TextIO
+
+
+def main() -> None:
+    """Answer requests until stdin closes."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    session: Any = None
+    for line in sys.stdin:
+        request = json.loads(line)
+        if request["op"] == "hello":
+            from compat.worker.environment import describe
+
+            _answer(answers, {"status": "ok", "environment": describe()})
+            continue
+        if session is None:
+            session = _Session(request["threads"])
+        _answer(answers, session.check(request))
+
+
+def _answer(answers: TextIO, content: dict[str, Any]) -> None:
+    answers.write(json.dumps(content) + "\n")
+    answers.flush()
+
+
+class _Session:
+    """Holds the current group between requests."""
+
+    def __init__(self, threads: int) -> None:
+        from compat.worker import stack_api
+        from compat.worker.group import Masters
+
+        stack_api.quiet_logs()
+        self.threads = threads
+        self.masters = Masters()
+        self.group: Any = None
+
+    def check(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Run one check; every way it can end becomes an answer."""
+        from compat.worker import reference
+        from compat.worker.calls import CLOCK, StackError, Unavailable
+        from compat.worker.checks import CHECKS
+        from compat.worker.group import NoYardstick
+
+        CLOCK.reset()
+        reference.ENTROPY.total, reference.ENTROPY.rows = 0.0, 0
+        started = time.perf_counter()
+        answer: dict[str, Any]
+        try:
+            report = CHECKS[request["check"]](self._group(request["group"]), request["attention"])
+            answer = {
+                "status": "ok",
+                "measurements": report.measurements,
+                "facts": report.facts,
+                "kernels": report.kernels,
+                "seed": report.seed,
+            }
+        except StackError as error:
+            answer = {"status": "raised", "phase": error.phase, "exception": _exception(error.original)}
+            self._after(error.original)
+        except Unavailable as error:
+            answer = {"status": "unavailable", "reason": str(error)}
+        except NoYardstick as error:
+            answer = {"status": "no_yardstick", "reason": str(error)}
+        except MemoryError as error:
+            answer = {"status": "raised", "phase": request["check"], "exception": _exception(error)}
+            self._drop()
+        except Exception as error:  # a fault of the harness: it must be reported, not end the loop
+            answer = {"status": "error", "exception": _exception(error)}
+        answer["seconds"] = round(time.perf_counter() - started, 6)
+        answer["model_seconds"] = round(CLOCK.seconds, 6)
+        return answer
+
+    def _group(self, spec: dict[str, Any]) -> Any:
+        from compat.worker.group import Group, GroupSpec
+
+        if self.group is None or self.group.spec.key != spec["key"]:
+            self._drop()
+            self.group = Group(GroupSpec(**spec), self.masters)
+            self._set_threads()
+        return self.group
+
+    def _set_threads(self) -> None:
+        """One thread for tiny models on a CPU: more cost more than they bring."""
+        import torch
+
+        from compat.worker.group import LARGE_PARAMETERS
+
+        if self.group.device.type == "cpu":
+            torch.set_num_threads(1)
+            if self.group.row["source"] != "probe":
+                size = sum(p.numel() for p in self.group.master.parameters())
+                torch.set_num_threads(self.threads if size > LARGE_PARAMETERS else 1)
+
+    def _after(self, error: BaseException) -> None:
+        """Out of memory: let go of everything, so that the next check starts clean."""
+        if isinstance(error, MemoryError) or "memory" in str(error).lower():
+            self._drop()
+
+    def _drop(self) -> None:
+        if self.group is not None:
+            self.group.close()
+            self.group = None
+
+
+def _exception(error: BaseException) -> dict[str, str]:
+    text = "".join(traceback.format_exception(error))
+    return {
+        "type": f"{type(error).__module__}.{type(error).__qualname__}".removeprefix("builtins."),
+        "message": str(error)[:4000],
+        "traceback": text[-6000:],
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,23 @@
+"""The checks: one file each, one `run(group, attention)` each, returning a `Report` of facts and measurements.
+
+None decides an outcome. To add a check: a file here, a row in CHECKS, its rules in criteria.toml and its entry in
+compat/checks.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from compat.worker.checks import agreement, generation, load, memory, padding, speed
+from compat.worker.group import Group
+from compat.worker.report import Report
+
+CHECKS: dict[str, Callable[[Group, dict[str, Any]], Report]] = {
+    "load": load.run,
+    "agreement": agreement.run,
+    "padding": padding.run,
+    "generation": generation.run,
+    "speed": speed.run,
+    "memory": memory.run,
+}

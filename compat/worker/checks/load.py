@@ -1,0 +1,108 @@
+"""load: does the combination load, and is what was asked for what runs?
+
+Facts: attention, dtype, quantization and devices as effective; how the backend was reached (loaded, switched, reloaded);
+kernels seen in one unpadded forward. Measurements: elements that differ from the checkpoint rounded to the dtype, share of
+quantizable parameters really quantized, load and first-forward seconds.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+
+from compat.worker import stack_api
+from compat.worker.dispatch import kernels_seen
+from compat.worker.group import Group, Loaded
+from compat.worker.inputs import unpadded
+from compat.worker.load import dtype_shares, quantized_modules
+from compat.worker.report import Report
+
+PROBE_LENGTH = 33
+
+
+def run(group: Group, attention: dict[str, Any]) -> Report:
+    """See the module's docstring. Raises StackError, Unavailable."""
+    report = Report(seed=group.spec.seed)
+    loaded = group.loaded(attention)
+    kernels, seconds = _kernels(group, loaded)
+    if loaded.how == "switched" and not _ran(attention, kernels):
+        facts = {"switch": f"said it took effect, but the kernels were {_named(kernels)}"}
+        loaded = group.reload(attention, facts)
+        kernels, seconds = _kernels(group, loaded)
+    report.kernels = kernels
+    model = loaded.model
+    report.facts = {
+        "attention": stack_api.effective_attention(model),
+        "how": loaded.how,
+        **loaded.facts,
+        "class": type(model).__name__,
+        "dtype_shares": {k: round(v, 4) for k, v in dtype_shares(model).items()},
+        "devices": sorted({str(p.device) for p in model.parameters()}),
+        "training": bool(model.training),
+    }
+    if loaded.load_seconds is not None:
+        report.measure("load_seconds", loaded.load_seconds, unit="s")
+    report.measure("first_forward_seconds", seconds, unit="s")
+    if group.spec.quantization["library"]:
+        _quantization(group, model, report)
+    _weights(group, model, report)
+    return report
+
+
+def _kernels(group: Group, loaded: Loaded) -> tuple[dict[str, int], float]:
+    rows = group.source.rows(group.spec.seed, [PROBE_LENGTH] * 2)
+    inputs = unpadded(rows, group.device, group.dtype)
+    started = time.perf_counter()
+    with kernels_seen() as seen:
+        loaded.forward(**inputs)
+    return dict(seen), time.perf_counter() - started
+
+
+def _named(kernels: dict[str, int]) -> str:
+    return ", ".join(sorted(kernels)) or "none that attention uses"
+
+
+def _ran(attention: dict[str, Any], kernels: dict[str, int]) -> bool:
+    """Whether any operator of the requested backend was seen (the parent's registry says which belong to it)."""
+    wanted = attention.get("operators", [])
+    return not wanted or any(part in name for part in wanted for name in kernels)
+
+
+def _quantization(group: Group, model: Any, report: Report) -> None:
+    total = sum(group.quantizable.values())
+    done = sum(n for path, n in group.quantized.items() if path in group.quantizable)
+    report.measure("quantized_share", done / total if total else None, better="higher", method="min")
+    modules = quantized_modules(model)
+    missing = sorted(set(group.quantizable) - set(group.quantized))
+    report.facts["quantization"] = {
+        "says_quantized": bool(getattr(model, "is_quantized", False)),
+        "modules": len(modules),
+        "kinds": sorted({type(m).__name__ for m in modules.values()}),
+        "not_quantized": missing[:6] + ([f"... {len(missing) - 6} more"] if len(missing) > 6 else []),
+    }
+
+
+def _weights(group: Group, model: Any, report: Report) -> None:
+    """Compare every parameter that is not quantized with the fp32 checkpoint rounded to its dtype, bit for bit.
+
+    Non-trainable statistics (rotary frequencies) are buffers and not compared here.
+    """
+    master = dict(group.master.named_parameters())
+    differing = compared = 0
+    names = []
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            own = master.get(name)
+            if own is None or not parameter.dtype.is_floating_point or own.shape != parameter.shape:
+                continue
+            expected = own.to(parameter.dtype).to(parameter.device)
+            compared += parameter.numel()
+            if not torch.equal(expected, parameter):
+                differing += int((expected != parameter).sum())
+                names.append(name)
+    report.measure("weights_differing", differing, unit="elements", method="sum")
+    report.measure("weights_compared", compared, unit="elements", better="higher", method="sum")
+    if names:
+        report.facts["weights_differing_in"] = names[:6]

@@ -1,0 +1,299 @@
+"""A load group: one model, dtype and quantization on one device, shared by every attention backend and check.
+
+In: the group's spec as the parent sends it. Out: loaded models, the fp64 reference and the eager yardstick, each made on
+first use and kept while the group lasts. One load serves all backends where `set_attn_implementation` takes effect; where
+it does not, the model is loaded again, and both facts are recorded.
+"""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from compat.worker import checkpoints, stack_api
+from compat.worker.calls import StackError, under_test
+from compat.worker.dispatch import forced_sdpa_kernel, synchronize
+from compat.worker.inputs import Rows, Source, output_of, unpadded
+from compat.worker.load import (
+    DTYPES,
+    dequantized_weight,
+    from_pretrained,
+    quantizable_parameters,
+    quantized_modules,
+)
+from compat.worker.reference import Reference
+
+LARGE_PARAMETERS = 20_000_000
+"""Above this many parameters a CPU forward gains from more than one thread; below, it loses."""
+
+
+class NoYardstick(Exception):
+    """Eager attention could not be loaded or run, so nothing can be judged against it; the message says why."""
+
+
+@dataclass(frozen=True)
+class GroupSpec:
+    """What identifies a group, and the settings that hold for all its checks."""
+
+    row: dict[str, Any]
+    dtype: str
+    quantization: dict[str, Any]
+    device: str
+    cache: str
+    depth: str = "standard"
+    seed: int = 0
+    key: str = ""
+
+
+@dataclass
+class Loaded:
+    """One attention backend of a group, ready to run."""
+
+    group: Group
+    attention: dict[str, Any]
+    model: Any
+    how: str
+    """`loaded`, `switched`, or `reloaded` (switching was asked for and had no effect)."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    load_seconds: float | None = None
+
+    def activate(self) -> None:
+        """Make sure that a model shared with other backends computes with this one."""
+        implementation = self.attention["implementation"]
+        if stack_api.effective_attention(self.model) != implementation and self.how != "reloaded":
+            with under_test("switch"):
+                stack_api.switch_attention(self.model, implementation)
+
+    def __call__(self, **inputs: torch.Tensor) -> torch.Tensor:
+        """Forward without gradients; the judged output, shape (batch, positions, features)."""
+        return output_of(self.forward(**inputs), self.group.task)
+
+    def forward(self, **inputs: Any) -> Any:
+        """The model's own output object. Raises StackError(phase="forward")."""
+        self.activate()
+        with under_test("forward"), forced_sdpa_kernel(self.attention["sdpa_kernel"]), torch.no_grad():
+            output = self.model(**inputs)
+            synchronize(self.group.device)
+        return output
+
+    def generate(self, **arguments: Any) -> torch.Tensor:
+        """`model.generate`. Raises StackError(phase="generate")."""
+        self.activate()
+        with under_test("generate"), forced_sdpa_kernel(self.attention["sdpa_kernel"]), torch.no_grad():
+            output: torch.Tensor = self.model.generate(**arguments)
+            synchronize(self.group.device)
+        return output
+
+
+EAGER = {"name": "eager", "implementation": "eager", "sdpa_kernel": None, "kinds": ["eager"]}
+
+
+class Masters:
+    """The fp32 model of the last checkpoint, shared by the groups of one model."""
+
+    def __init__(self) -> None:
+        self._key = ""
+        self._model: Any = None
+
+    def get(self, checkpoint: checkpoints.Checkpoint, task: str) -> Any:
+        """The checkpoint in fp32 with eager attention on the CPU. Raises StackError."""
+        if self._key != checkpoint.location:
+            self._model = None
+            with under_test("load"):
+                self._model = from_pretrained(checkpoint, task, torch.float32, "eager", torch.device("cpu"))
+            self._key = checkpoint.location
+        return self._model
+
+
+class Group:
+    """See the module's docstring."""
+
+    def __init__(self, spec: GroupSpec, masters: Masters) -> None:
+        self.spec = spec
+        self.row = spec.row
+        self.task: str = spec.row["task"]
+        self.dtype = DTYPES[spec.dtype]
+        self.device = torch.device(spec.device)
+        self._masters = masters
+        self._loaded: dict[str, Loaded] = {}
+        self._reference_outputs: dict[str, list[torch.Tensor]] = {}
+        self._eager_outputs: dict[str, list[torch.Tensor]] = {}
+        self._dequantized: dict[str, torch.Tensor] = {}
+        self.quantized: dict[str, int] = {}
+
+    # -- what is loaded ------------------------------------------------------------------------------------------
+
+    @cached_property
+    def checkpoint(self) -> checkpoints.Checkpoint:
+        return checkpoints.resolve(self.row, Path(self.spec.cache))
+
+    @property
+    def master(self) -> Any:
+        """The checkpoint in fp32 on the CPU."""
+        return self._masters.get(self.checkpoint, self.task)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The checkpoint's tokenizer; left padding, pad token set. Not for vision models."""
+        with under_test("tokenizer"):
+            # a probe's tokenizer is none of its family's, which AutoTokenizer would take for some families
+            probe = self.row["source"] == "probe"
+            loader = transformers.PreTrainedTokenizerFast if probe else transformers.AutoTokenizer
+            tokenizer = loader.from_pretrained(self.checkpoint.location, **self.checkpoint.arguments)
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        return tokenizer
+
+    @cached_property
+    def source(self) -> Source:
+        """Draws inputs."""
+        text = self.row["source"] != "probe" and self.task != "image-classification"
+        return Source(self.row, self.master.config, self.tokenizer if text else None)
+
+    @cached_property
+    def quantizable(self) -> dict[str, int]:
+        return quantizable_parameters(self.master)
+
+    def loaded(self, attention: dict[str, Any]) -> Loaded:
+        """The model with `attention`. Raises StackError (phase `load` or `switch`), Unavailable."""
+        name = attention["name"]
+        if name not in self._loaded:
+            self._loaded[name] = self._load(attention)
+        return self._loaded[name]
+
+    def _load(self, attention: dict[str, Any]) -> Loaded:
+        implementation = attention["implementation"]
+        base = next((x.model for x in self._loaded.values() if x.how != "reloaded"), None)
+        if base is None:
+            return self._from_checkpoint(attention, "loaded", {})
+        twin = next(
+            (x for x in self._loaded.values() if x.attention["implementation"] == implementation), None
+        )
+        if twin is not None:
+            return Loaded(self, attention, twin.model, twin.how, dict(twin.facts))
+        facts: dict[str, Any] = {}
+        try:
+            with under_test("switch"):
+                effective = stack_api.switch_attention(base, implementation)
+        except StackError as refused:  # loading may still accept what switching refuses
+            facts["switch"] = f"raised {type(refused.original).__name__}: {refused.original}"
+        else:
+            if effective:
+                return Loaded(self, attention, base, "switched", {"switch": "took effect"})
+            stays = stack_api.effective_attention(base)
+            facts["switch"] = f"ignored: asked for {implementation}, stayed {stays}"
+        return self._from_checkpoint(attention, "reloaded", facts)
+
+    def _from_checkpoint(self, attention: dict[str, Any], how: str, facts: dict[str, Any]) -> Loaded:
+        import time
+
+        started = time.perf_counter()
+        with under_test("load"):
+            model = from_pretrained(
+                self.checkpoint,
+                self.task,
+                self.dtype,
+                attention["implementation"],
+                self.device,
+                self.spec.quantization if self.spec.quantization["library"] else None,
+            )
+            synchronize(self.device)
+        seconds = time.perf_counter() - started
+        if not self.quantized:
+            self._note_quantized(model)
+        return Loaded(self, attention, model, how, facts, seconds)
+
+    def reload(self, attention: dict[str, Any], facts: dict[str, Any]) -> Loaded:
+        """Load `attention` from the checkpoint although switching said that it took effect; replaces what was loaded."""
+        self._loaded[attention["name"]] = self._from_checkpoint(attention, "reloaded", facts)
+        return self._loaded[attention["name"]]
+
+    def _note_quantized(self, model: Any) -> None:
+        """Remember what was quantized, and its values, before a first forward repacks them."""
+        for path, module in quantized_modules(model).items():
+            weight = dequantized_weight(module)
+            own = self.master.get_submodule(path).weight
+            self._dequantized[path] = (weight if weight.shape == own.shape else weight.t()).cpu()
+            self.quantized[f"{path}.weight"] = own.numel()
+
+    @property
+    def eager(self) -> Loaded:
+        """The yardstick. Raises NoYardstick when eager attention cannot be loaded."""
+        try:
+            return self.loaded(EAGER)
+        except StackError as error:
+            raise NoYardstick(f"eager attention did not load: {error}") from error
+
+    # -- reference and yardstick ---------------------------------------------------------------------------------
+
+    @cached_property
+    def reference(self) -> Reference:
+        """fp64 with this group's weights: as rounded to the dtype, and as dequantized."""
+        if self.spec.quantization["library"] and not self._loaded:
+            _ = self.eager  # loading notes the dequantized weights
+        reference = Reference(self.master, self.device, self._reference_dtype())
+        reference.round_weights(self.dtype)
+        for path, weight in self._dequantized.items():
+            reference.set_weight(path, weight)
+        return reference
+
+    def _reference_dtype(self) -> torch.dtype:
+        """float64, or float32 where fp64 weights would take more than 40% of the device's memory."""
+        needed = 8 * sum(p.numel() for p in self.master.parameters())
+        if self.device.type == "cuda":
+            available = torch.cuda.get_device_properties(self.device).total_memory
+        else:
+            import os
+
+            available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return torch.float64 if needed < 0.4 * available else torch.float32
+
+    def reference_outputs(self, rows: Rows) -> list[torch.Tensor]:
+        """Per row (positions, features) fp64 of unpadded forwards; kept."""
+        return self._outputs(rows, self._reference_outputs, self._reference_forward, torch.float64)
+
+    def eager_outputs(self, rows: Rows) -> list[torch.Tensor]:
+        """Per row (positions, features) of unpadded eager forwards in the cell's dtype; kept. Raises NoYardstick."""
+        eager = self.eager
+        try:
+            return self._outputs(rows, self._eager_outputs, eager, self.dtype)
+        except StackError as error:
+            raise NoYardstick(f"eager attention did not run: {error}") from error
+
+    def _reference_forward(self, **inputs: torch.Tensor) -> torch.Tensor:
+        with under_test("reference"):
+            return output_of(self.reference(**inputs), self.task)
+
+    def _outputs(self, rows: Rows, kept: dict[str, list[torch.Tensor]], run: Any, dtype: torch.dtype) -> Any:
+        key = rows.key()
+        if key not in kept:
+            if rows.images is not None or len({len(r) for r in rows.tokens}) == 1:
+                # images are rounded to the cell's dtype first: the reference sees the same input
+                batch = run(**unpadded(rows, self.device, self.dtype if rows.images is not None else dtype))
+                kept[key] = list(batch)
+            else:
+                kept[key] = [run(**unpadded(one, self.device, dtype))[0] for one in single_rows(rows)]
+        return kept[key]
+
+    def close(self) -> None:
+        """Let go of everything on the device."""
+        self._loaded.clear()
+        self._reference_outputs.clear()
+        self._eager_outputs.clear()
+        self._dequantized.clear()
+        self.__dict__.pop("reference", None)
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def single_rows(rows: Rows) -> list[Rows]:
+    """Each token row as rows of its own."""
+    decoder = rows.decoder or ((),) * len(rows.tokens)
+    return [Rows(tokens=(t,), decoder=(d,) if d else ()) for t, d in zip(rows.tokens, decoder, strict=True)]
