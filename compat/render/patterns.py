@@ -6,7 +6,6 @@ exactly the cells it stands for: `*` means every value that the run has there, n
 
 from __future__ import annotations
 
-import os.path
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -65,7 +64,7 @@ def _cover(points: Sequence[tuple[str, ...]], turn: int, count: int) -> list[Box
         for box in boxes:
             rest = box[:axis] + box[axis + 1 :]
             joined[rest] = joined.get(rest, frozenset()) | box[axis]
-        boxes = [rest[:axis] + (values,) + rest[axis:] for rest, values in joined.items()]
+        boxes = [(*rest[:axis], values, *rest[axis:]) for rest, values in joined.items()]
     return boxes
 
 
@@ -90,9 +89,17 @@ def _values(axis: str, chosen: frozenset[str], possible: set[str]) -> tuple[str,
         return label(next(iter(chosen)), 60), None
     if chosen == possible:
         return "*", ""
-    prefix = os.path.commonprefix(sorted(chosen))
+    prefix = _common_prefix(min(chosen), max(chosen))
     if len(prefix) > 2 and {v for v in possible if v.startswith(prefix)} == chosen:
         return label(prefix, 60) + "*", prefix
     ordered = in_order(axis, sorted(chosen))
     few = [label(v, 60) for v in ordered[:6]]
     return "{" + ",".join([*few, *(["..."] if len(ordered) > 6 else [])]) + "}", None
+
+
+def _common_prefix(first: str, second: str) -> str:
+    """What two texts start with; of the smallest and the largest of a set, that is what all of it starts with."""
+    same = 0
+    while same < min(len(first), len(second)) and first[same] == second[same]:
+        same += 1
+    return first[:same]

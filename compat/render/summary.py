@@ -184,10 +184,15 @@ def _packages(packages: dict[str, str]) -> list[str]:
 
 def _when(info: RunInfo) -> str:
     """`2026-02-03 10:20:30 to 10:45:00 UTC`, or what is there of it."""
-    started, ended = (one_line(t, 40).replace("T", " ").split(".")[0].split("+")[0].rstrip("Z") for t in (info.started, info.ended))
+    started, ended = _clock(info.started), _clock(info.ended)
     if ended and ended[:10] == started[:10]:
         ended = ended[10:].strip()
     return " to ".join(part for part in (started, ended) if part) + (" UTC" if started or ended else "")
+
+
+def _clock(time: str) -> str:
+    """An ISO 8601 time in UTC without its fraction and zone."""
+    return one_line(time, 40).replace("T", " ").split(".")[0].split("+")[0].rstrip("Z")
 
 
 def _counts(outcomes: Iterable[Outcome]) -> tuple[tuple[Outcome, int], ...]:

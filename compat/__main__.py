@@ -1,0 +1,5 @@
+"""`python -m compat`: the `compat` command."""
+
+from compat.cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,242 @@
+"""Run a plan on this machine: one lane a worker, each taking the next load group.
+
+In: a plan and a configuration. Out: every result through `on_result`, as it comes. A worker that dies, hangs or grows
+without end costs the check that it was running; the next one gets a fresh worker. Checks that measure time have the
+machine to themselves.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from compat.axes import ATTENTION, QUANTIZATIONS
+from compat.axes.attention import KERNEL_KINDS
+from compat.checks import CHECKS
+from compat.execute.worker_process import Stopped, WorkerProcess
+from compat.judge import Context, judge, not_run
+from compat.matrix import CellSpec, Model
+from compat.plan import LoadGroup, Plan
+from compat.records import WITHHELD, Check, Outcome
+
+OnResult = Callable[[CellSpec, Check], None]
+OnEnvironment = Callable[[dict[str, Any]], None]
+
+NEEDS_FRESH_WORKER = frozenset({Outcome.OOM, Outcome.CRASH})
+"""Outcomes after which the device may not be as it was."""
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """What execution needs beside the plan. `lanes` are device names, one worker each (`cpu`, `cuda:0`, ...)."""
+
+    lanes: tuple[str, ...]
+    cache: Path
+    folder: Path
+    models: Mapping[str, Model]
+    threads: int = 1
+    seed: int = 0
+    depth: str = "standard"
+    timeout_seconds: float | None = None
+    memory_limit_bytes: int | None = None
+    repro: Callable[[CellSpec, str], str] = lambda cell, check: ""
+    loads: Mapping[str, Check] = field(default_factory=dict)
+    """Cell id -> load check that is already known (a resumed run)."""
+
+
+class _Turns:
+    """Many shared holders or one exclusive holder; a waiting exclusive holder goes first."""
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self._shared = 0
+        self._exclusive = False
+        self._waiting = 0
+
+    @contextmanager
+    def hold(self, exclusive: bool) -> Iterator[None]:
+        with self._condition:
+            if exclusive:
+                self._waiting += 1
+                self._condition.wait_for(lambda: not self._exclusive and not self._shared)
+                self._waiting -= 1
+                self._exclusive = True
+            else:
+                self._condition.wait_for(lambda: not self._exclusive and not self._waiting)
+                self._shared += 1
+        try:
+            yield
+        finally:
+            with self._condition:
+                if exclusive:
+                    self._exclusive = False
+                else:
+                    self._shared -= 1
+                self._condition.notify_all()
+
+
+class LocalEngine:
+    """Executes one plan. `stop` ends it early: what is under way is given up, nothing more is started."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        configuration: Configuration,
+        on_result: OnResult,
+        on_environment: OnEnvironment = lambda environment: None,
+    ) -> None:
+        self.configuration = configuration
+        self.on_result = on_result
+        self.on_environment = on_environment
+        self.model_seconds = 0.0
+        """Seconds that workers report as spent inside the stack under test."""
+        self._groups = deque(plan.groups)
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self._turns = _Turns()
+        self._failure: BaseException | None = None
+        self._lanes: list[threading.Thread] = []
+        self._workers: dict[str, WorkerProcess] = {}
+
+    def stop(self) -> None:
+        """Ask every lane to end; returns at once."""
+        self._stop.set()
+
+    @property
+    def worker_pids(self) -> list[int]:
+        """The workers that are running now."""
+        return [w.pid for w in self._workers.values() if w.pid is not None]
+
+    def run(self) -> None:
+        """Execute until nothing is left or `stop` was called. Raises what a listener raised."""
+        self.start()
+        self.run_down()
+
+    def start(self) -> None:
+        """Start the lanes and return."""
+        self._lanes = [
+            threading.Thread(target=self._lane, args=(f"{i}-{device.replace(':', '')}", device), daemon=True)
+            for i, device in enumerate(self.configuration.lanes)
+        ]
+        for lane in self._lanes:
+            lane.start()
+
+    def run_down(self) -> None:
+        """Wait until every lane has ended. Raises what a listener raised."""
+        for lane in self._lanes:
+            while lane.is_alive():
+                lane.join(0.1)  # short, so that Ctrl-C is seen
+        if self._failure is not None:
+            raise self._failure
+
+    def _lane(self, name: str, device: str) -> None:
+        worker = WorkerProcess(
+            self.configuration.folder / f"worker-{name}.log",
+            self.configuration.memory_limit_bytes,
+            self._stop.is_set,
+        )
+        self._workers[name] = worker
+        try:
+            if self._stop.is_set():
+                return
+            worker.start()
+            if worker.environment is not None:
+                with self._lock:
+                    self.on_environment(worker.environment)
+            while not self._stop.is_set():
+                with self._lock:
+                    if not self._groups:
+                        return
+                    group = self._groups.popleft()
+                self._run_group(worker, group, device)
+        except Stopped:
+            return
+        except BaseException as error:  # handed to the caller of run(), which raises it
+            self._failure = error
+            self._stop.set()
+        finally:
+            worker.close()
+
+    def _run_group(self, worker: WorkerProcess, group: LoadGroup, device: str) -> None:
+        spec = self._group_spec(group, device)
+        for cell in group.cells:
+            context = Context(cell.axes, device.split(":")[0], self.configuration.models[cell.model].real)
+            load = self.configuration.loads.get(cell.id)
+            for check in cell.checks:
+                if self._stop.is_set():
+                    raise Stopped
+                why_not = _why_not(load) if check != "load" else ""
+                result = not_run(check, why_not) if why_not else self._ask(worker, spec, cell, check, context)
+                if check == "load":
+                    load = result
+                self.on_result(cell, result)
+
+    def _ask(
+        self, worker: WorkerProcess, spec: dict[str, Any], cell: CellSpec, check: str, context: Context
+    ) -> Check:
+        request = {
+            "op": "check",
+            "check": check,
+            "group": spec,
+            "attention": _attention(cell.attention),
+            "threads": self.configuration.threads,
+        }
+        with self._turns.hold(CHECKS[check].exclusive):
+            answer = worker.ask(request, self._timeout(cell, check))
+        with self._lock:
+            self.model_seconds += answer.get("model_seconds", 0.0)
+        result = judge(check, answer, context, self.configuration.repro(cell, check))
+        if result.outcome in NEEDS_FRESH_WORKER:
+            worker.close()
+        return result
+
+    def _timeout(self, cell: CellSpec, check: str) -> float:
+        own = self.configuration.models[cell.model].row.get("timeout_seconds")
+        return float(own or self.configuration.timeout_seconds or CHECKS[check].timeout_seconds)
+
+    def _group_spec(self, group: LoadGroup, device: str) -> dict[str, Any]:
+        scheme = QUANTIZATIONS[group.quantization]
+        return {
+            "key": group.key,
+            "row": dict(self.configuration.models[group.model].row),
+            "dtype": group.dtype,
+            "quantization": {
+                "name": scheme.name,
+                "library": scheme.library,
+                "arguments": scheme.arguments,
+                "bits": scheme.bits,
+                "overhead_bytes": scheme.overhead_bytes,
+            },
+            "device": device,
+            "cache": str(self.configuration.cache),
+            "depth": self.configuration.depth,
+            "seed": self.configuration.seed,
+        }
+
+
+def _attention(name: str) -> dict[str, Any]:
+    """An attention backend as the worker needs it; `operators` are parts of the names of its kernels."""
+    entry = ATTENTION[name]
+    return {
+        "name": entry.name,
+        "implementation": entry.implementation,
+        "sdpa_kernel": entry.sdpa_kernel,
+        "operators": [part for part, kind in KERNEL_KINDS if kind in entry.kinds | entry.slower_kinds],
+    }
+
+
+def _why_not(load: Check | None) -> str:
+    """Why nothing can be asked after this load, or ""."""
+    if load is None:
+        return ""
+    if load.outcome in WITHHELD:
+        return f"load is {load.outcome.value}"
+    phase = load.evidence.facts.get("phase")
+    if load.outcome == Outcome.TIMEOUT or phase in ("load", "fetch", "convert", "build"):
+        return f"the model did not load: {load.outcome.value}"
+    return ""

@@ -1,0 +1,328 @@
+"""From what a check saw to an outcome. Pure: re-judging a stored run needs no GPU and no torch.
+
+In: a worker's answer (or how the worker ended) and the axes of the cell. Out: a `records.Check`. Thresholds are rows of
+criteria.toml, recognised refusals rows of refusals.toml; this module holds no figure of its own.
+"""
+
+from __future__ import annotations
+
+import re
+import statistics
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from compat import stats
+from compat.axes import ATTENTION, DTYPES
+from compat.axes.attention import kernel_kind
+from compat.records import SEVERITY, Check, Evidence, ExceptionInfo, Measurement, Outcome
+
+_HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a rule may ask about the cell: the values of its axes, the device type, whether the model is real."""
+
+    axes: Mapping[str, str]
+    device: str
+    real: bool
+
+    def value(self, name: str) -> str:
+        """The value of an axis, or of `device` and `real`."""
+        if name == "device":
+            return self.device
+        return ("yes" if self.real else "no") if name == "real" else self.axes.get(name, "")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A row of criteria.toml."""
+
+    check: str
+    measurement: str
+    source: str
+    passes: float
+    degraded: float | None = None
+    guard: bool = False
+    required: bool = False
+    only: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    excepted: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    def holds(self, context: Context) -> bool:
+        """Whether this row speaks of the cell."""
+        return all(context.value(k) in v for k, v in self.only.items()) and not any(
+            context.value(k) in v for k, v in self.excepted.items()
+        )
+
+    def outcome(self, value: float, better: str) -> Outcome:
+        """The outcome of a measured value."""
+        if _within(value, self.passes, better):
+            return Outcome.PASS
+        if self.guard:
+            return Outcome.INCONCLUSIVE
+        if self.degraded is not None and _within(value, self.degraded, better):
+            return Outcome.DEGRADED
+        return Outcome.FAIL
+
+
+def _within(value: float, bound: float, better: str) -> bool:
+    return value >= bound if better == "higher" else value <= bound
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A row of refusals.toml."""
+
+    id: str
+    outcome: Outcome
+    type: str
+    message: str
+    meaning: str
+
+    def fits(self, exception: ExceptionInfo) -> bool:
+        return bool(re.search(self.type, exception.type) and re.search(self.message, exception.message))
+
+
+@dataclass(frozen=True)
+class Criteria:
+    """criteria.toml, read."""
+
+    rules: tuple[Rule, ...]
+    findings: Mapping[str, Outcome]
+
+
+@cache
+def criteria() -> Criteria:
+    """The table of thresholds. Raises ValueError for a row that cannot be meant."""
+    data = tomllib.loads((_HERE / "criteria.toml").read_text(encoding="utf-8"))
+    rules = tuple(
+        Rule(
+            check=row["check"],
+            measurement=row["measurement"],
+            source=row["source"],
+            passes=float(row["pass"]),
+            degraded=float(row["degraded"]) if "degraded" in row else None,
+            guard=row.get("guard", False),
+            required=row.get("required", False),
+            only=row.get("only", {}),
+            excepted=row.get("except", {}),
+        )
+        for row in data["rule"]
+    )
+    return Criteria(rules, {name: Outcome(row["outcome"]) for name, row in data["finding"].items()})
+
+
+@cache
+def refusals() -> tuple[Refusal, ...]:
+    """The table of recognised refusals, in order."""
+    data = tomllib.loads((_HERE / "refusals.toml").read_text(encoding="utf-8"))
+    return tuple(
+        Refusal(r["id"], Outcome(r["outcome"]), r["type"], r["message"], r["meaning"]) for r in data["refusal"]
+    )
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One thing that was judged, and how: `signature` is the same for failures with the same cause."""
+
+    outcome: Outcome
+    reason: str
+    signature: str
+
+
+# -- entry points ------------------------------------------------------------------------------------------------
+
+
+def judge(check: str, answer: Mapping[str, Any], context: Context, repro: str = "", attempts: int = 1) -> Check:
+    """The outcome of a worker's answer (see compat.worker.__main__), with its evidence."""
+    seconds = float(answer.get("seconds", 0.0))
+    status = answer["status"]
+    if status == "ok":
+        measurements = derive(check, _measurements(answer["measurements"]), answer["facts"])
+        evidence = Evidence(kernels=answer["kernels"], facts=answer["facts"], repro=repro, seed=answer.get("seed"))
+        return rejudge(Check(name=check, outcome=Outcome.PASS, seconds=seconds, attempts=attempts,
+                             measurements=measurements, evidence=evidence), context)  # fmt: skip
+    exception = ExceptionInfo(**answer["exception"]) if "exception" in answer else None
+    facts = {k: answer[k] for k in ("phase", "stderr") if k in answer}
+    verdict = _of_status(status, exception, answer)
+    known = _recognised(exception) if status == "raised" else None
+    if exception is not None and known is not None:
+        exception = msgspec.structs.replace(exception, refusal=known.id)
+    return Check(
+        name=check,
+        outcome=verdict.outcome,
+        reason=verdict.reason,
+        seconds=seconds,
+        attempts=attempts,
+        evidence=Evidence(exception=exception, signature=verdict.signature, repro=repro, facts=facts),
+    )
+
+
+def rejudge(check: Check, context: Context) -> Check:
+    """The same check under today's criteria; one without measurements keeps what was seen when it ran."""
+    if not check.measurements:
+        return check
+    verdicts = [*_by_rules(check, context), *_by_facts(check, context)]
+    verdict = min(verdicts, key=lambda v: SEVERITY.index(v.outcome), default=None)
+    if verdict is None:
+        verdict = Verdict(Outcome.INCONCLUSIVE, "nothing was judged: no rule speaks of what was measured", "unjudged")
+    reason = "; ".join(dict.fromkeys(v.reason for v in verdicts if v.outcome == verdict.outcome and v.reason))
+    passed = verdict.outcome == Outcome.PASS
+    evidence = msgspec.structs.replace(check.evidence, signature="" if passed else verdict.signature)
+    return msgspec.structs.replace(
+        check, outcome=verdict.outcome, reason="" if passed else reason, evidence=evidence
+    )
+
+
+def not_run(check: str, reason: str) -> Check:
+    """A check that was planned and not asked."""
+    return Check(name=check, outcome=Outcome.NOT_RUN, reason=reason)
+
+
+# -- answers that carry no measurements --------------------------------------------------------------------------
+
+
+def _recognised(exception: ExceptionInfo | None) -> Refusal | None:
+    return next((r for r in refusals() if exception is not None and r.fits(exception)), None)
+
+
+def _of_status(status: str, exception: ExceptionInfo | None, answer: Mapping[str, Any]) -> Verdict:
+    if status == "raised" and exception is not None:
+        known = _recognised(exception)
+        first = _first_line(exception.message)
+        if known is not None:
+            return Verdict(known.outcome, f"{known.meaning}: {first}", known.id)
+        name = exception.type.rsplit(".", 1)[-1]
+        phase = answer.get("phase", "")
+        return Verdict(Outcome.FAIL, f"{phase} raised {name}: {first}", f"{phase} raised {name}: {_pattern(first)}")
+    if status == "error" and exception is not None:
+        name = exception.type.rsplit(".", 1)[-1]
+        first = _first_line(exception.message)
+        return Verdict(Outcome.ERROR, f"the harness raised {name}: {first}", f"harness {name}: {_pattern(first)}")
+    reason = str(answer.get("reason", ""))
+    outcome = {
+        "unavailable": Outcome.UNAVAILABLE,
+        "no_yardstick": Outcome.INCONCLUSIVE,
+        "timeout": Outcome.TIMEOUT,
+        "crash": Outcome.CRASH,
+        "oom": Outcome.OOM,
+    }.get(status, Outcome.ERROR)
+    return Verdict(outcome, reason or f"the worker answered {status!r}", f"{status}: {_pattern(reason)}")
+
+
+def _first_line(text: str) -> str:
+    line = next((x.strip() for x in text.splitlines() if x.strip()), "(no message)")
+    return line if len(line) <= 300 else line[:297] + "..."
+
+
+def _pattern(text: str) -> str:
+    """`text` with what differs from cell to cell (class names, numbers, addresses) made the same."""
+    text = re.sub(r"0x[0-9a-fA-F]+|\d+(\.\d+)?(e[+-]?\d+)?", "N", text)
+    return re.sub(r"\b[A-Z]\w+For\w+\b", "MODEL", text)[:160]
+
+
+# -- measurements ------------------------------------------------------------------------------------------------
+
+
+def _measurements(raw: Sequence[Mapping[str, Any]]) -> tuple[Measurement, ...]:
+    return tuple(Measurement(**{**m, "values": tuple(m["values"])}) for m in raw)
+
+
+def derive(check: str, measured: tuple[Measurement, ...], facts: Mapping[str, Any]) -> tuple[Measurement, ...]:
+    """Add what follows from raw paired seconds: speedups with their interval."""
+    if check != "speed":
+        return measured
+    added = []
+    for phase in ("prefill", "decode"):
+        own, base = facts.get(f"{phase}_seconds"), facts.get(f"{phase}_baseline_seconds")
+        if not own or not base:
+            continue
+        ratios = stats.paired_ratios(own, base)
+        low, high = stats.median_interval(ratios)
+        middle = statistics.median(ratios)
+        shown = tuple(float(f"{r:.4g}") for r in ratios)
+        added.append(
+            Measurement(name=f"{phase}_speedup", unit="x", better="higher", values=shown, value=float(f"{middle:.4g}"),
+                        ci95=(float(f"{low:.4g}"), float(f"{high:.4g}")), method="median of paired ratios, bootstrap"))  # fmt: skip
+        width = (high - low) / middle
+        added.append(Measurement(name=f"{phase}_interval", unit="of the median", better="lower",
+                                 value=float(f"{width:.4g}"), values=(float(f"{width:.4g}"),), method="single"))  # fmt: skip
+    return (*measured, *added)
+
+
+def _by_rules(check: Check, context: Context) -> list[Verdict]:
+    """One verdict for each measurement that a rule speaks of; the first row that holds decides."""
+    verdicts: list[Verdict] = []
+    decided: set[str] = set()
+    for rule in criteria().rules:
+        if rule.check != check.name or rule.measurement in decided or not rule.holds(context):
+            continue
+        decided.add(rule.measurement)
+        measured = check.measurement(rule.measurement)
+        if measured is None or measured.value is None:
+            # a figure that is not finite is counted in a measurement of its own
+            if rule.required or measured is not None:
+                reason = f"{rule.measurement} was not measured"
+                verdicts.append(Verdict(Outcome.INCONCLUSIVE, reason, f"{check.name}: {reason}"))
+            continue
+        outcome = rule.outcome(measured.value, measured.better)
+        verdicts.append(Verdict(outcome, _explained(rule, measured, outcome), f"{check.name}: {rule.measurement}"))
+    return verdicts
+
+
+def _explained(rule: Rule, measured: Measurement, outcome: Outcome) -> str:
+    if outcome == Outcome.PASS:
+        return ""
+    sign = ">=" if measured.better == "higher" else "<="
+    unit = "" if measured.unit == "ratio" else f" {measured.unit}"
+    value = measured.value if measured.value is not None else float("nan")
+    return f"{rule.measurement} {value:.4g}{unit}, pass {sign} {rule.passes:.4g}"
+
+
+# -- requested against effective ---------------------------------------------------------------------------------
+
+
+def _by_facts(check: Check, context: Context) -> list[Verdict]:
+    """Findings of `load`: what was asked for against what was seen."""
+    if check.name != "load":
+        return []
+    facts, found = check.evidence.facts, []
+    requested = ATTENTION[context.axes["attention"]]
+    if facts.get("attention") != requested.implementation:
+        found.append(("attention-differs", f"asked for {requested.implementation}, effective {facts.get('attention')}"))
+    found += _kernel_findings(requested.name, check.evidence.kernels)
+    if str(facts.get("switch", "")).startswith(("ignored", "said")):
+        found.append(("switch-ignored", f"set_attn_implementation {facts['switch']}"))
+    wanted = DTYPES[context.axes["dtype"]].torch_name
+    shares = facts.get("dtype_shares", {})
+    if shares and wanted not in shares:
+        found.append(("dtype-differs", f"asked for {wanted}, parameters are {', '.join(shares)}"))
+    quantization = facts.get("quantization")
+    if quantization is not None and not quantization["modules"] and quantization["says_quantized"]:
+        found.append(("not-quantized", "is_quantized is True and no module is quantized"))
+    if facts.get("training"):
+        found.append(("training-mode", "the loaded model is in training mode"))
+    devices = facts.get("devices", [])
+    if any(not d.startswith(context.device) for d in devices):
+        found.append(("device-differs", f"asked for {context.device}, parameters are on {', '.join(devices)}"))
+    outcomes = criteria().findings
+    return [Verdict(outcomes[name], reason, f"load: {name}: {_pattern(reason)}") for name, reason in found]
+
+
+def _kernel_findings(attention: str, kernels: Mapping[str, int]) -> list[tuple[str, str]]:
+    requested = ATTENTION[attention]
+    kinds = {kind for name in kernels if (kind := kernel_kind(name)) is not None}
+    if not kinds:
+        return [("kernel-unseen", "no attention operator was seen in a forward")]
+    if kinds <= requested.kinds:
+        return []
+    ran = ", ".join(sorted(kinds))
+    if kinds <= requested.kinds | requested.slower_kinds:
+        return [("kernel-fell-back", f"asked for {attention}, fell back to: {ran}")]
+    return [("kernel-other", f"asked for {attention}, ran: {ran}")]

@@ -1,0 +1,99 @@
+"""From cells to work: load groups in the order in which they run, and what is left of them. Pure.
+
+In: expanded cells. Out: a `Plan`. A load group shares model, dtype and quantization, so that one load and one reference
+serve every attention backend in it. Groups of one model stand together, so that its checkpoint is read once; inside
+a group eager comes first, since the others are judged against it.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Set
+from dataclasses import dataclass, replace
+
+from compat.axes import ATTENTION, DTYPES, QUANTIZATIONS
+from compat.checks import CHECKS
+from compat.matrix import CellSpec
+
+
+@dataclass(frozen=True)
+class LoadGroup:
+    """Cells that one load serves."""
+
+    key: str
+    model: str
+    dtype: str
+    quantization: str
+    cells: tuple[CellSpec, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What runs, in order, and what does not (each with its reason in `excluded`)."""
+
+    groups: tuple[LoadGroup, ...]
+    left_out: tuple[CellSpec, ...]
+
+    @property
+    def cells(self) -> tuple[CellSpec, ...]:
+        return tuple(c for g in self.groups for c in g.cells)
+
+    @property
+    def tasks(self) -> tuple[tuple[CellSpec, str], ...]:
+        """Every (cell, check), in order."""
+        return tuple((c, check) for c in self.cells for check in c.checks)
+
+
+def make_plan(cells: Iterable[CellSpec]) -> Plan:
+    """Group and order `cells`; the order of models is that of their first appearance."""
+    cells = tuple(cells)
+    models = {name: i for i, name in enumerate(dict.fromkeys(c.model for c in cells))}
+
+    def position(cell: CellSpec) -> tuple[int, int, int, int]:
+        return (
+            models[cell.model],
+            QUANTIZATIONS.names.index(cell.quantization),
+            DTYPES.names.index(cell.dtype),
+            ATTENTION.names.index(cell.attention),
+        )
+
+    grouped: dict[str, list[CellSpec]] = {}
+    for cell in sorted((c for c in cells if not c.excluded), key=position):
+        grouped.setdefault(f"{cell.model}/{cell.dtype}/{cell.quantization}", []).append(cell)
+    groups = tuple(
+        LoadGroup(key, members[0].model, members[0].dtype, members[0].quantization, tuple(members))
+        for key, members in grouped.items()
+    )
+    return Plan(groups, tuple(c for c in cells if c.excluded))
+
+
+def select(cells: Iterable[CellSpec], patterns: Iterable[str] = (), checks: Iterable[str] = ()) -> tuple[CellSpec, ...]:
+    """Cells whose id fits any of `patterns` (shell wildcards, `*` also spans slashes; none: all), with only `checks`."""
+    patterns, wanted = tuple(patterns), frozenset(checks)
+    chosen = []
+    for cell in cells:
+        if patterns and not any(fnmatch.fnmatchcase(cell.id, p) for p in patterns):
+            continue
+        kept = tuple(c for c in cell.checks if not wanted or c in wanted)
+        if kept:
+            chosen.append(replace(cell, checks=kept))
+    return tuple(chosen)
+
+
+def without(plan: Plan, done: Set[tuple[str, str]]) -> Plan:
+    """What is left of `plan` when the (cell id, check) pairs in `done` have their answers: resuming is a plan too."""
+    groups = []
+    for group in plan.groups:
+        cells = tuple(
+            replace(cell, checks=rest)
+            for cell in group.cells
+            if (rest := tuple(c for c in cell.checks if (cell.id, c) not in done))
+        )
+        if cells:
+            groups.append(replace(group, cells=cells))
+    return Plan(tuple(groups), plan.left_out)
+
+
+def check_order(name: str) -> int:
+    """The position of a check within its cell."""
+    return CHECKS.names.index(name)

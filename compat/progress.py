@@ -1,0 +1,112 @@
+"""Showing how far a run is: a bar on a terminal, one line a load group in a pipe.
+
+In: results as they come. Out: text on a stream; nothing else depends on it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from typing import Any, Protocol, TextIO
+
+from compat.matrix import CellSpec
+from compat.plan import Plan
+from compat.records import Check, cell_outcome
+
+
+class Listener(Protocol):
+    """What a run tells."""
+
+    def result(self, cell: CellSpec, check: Check) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class _Count:
+    """Cells done and their outcomes."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.cells = len(plan.cells)
+        self.done = 0
+        self.outcomes: Counter[str] = Counter()
+        self._checks: dict[str, list[Check]] = {}
+        self._expected = {c.id: len(c.checks) for c in plan.cells}
+
+    def add(self, cell: CellSpec, check: Check) -> str | None:
+        """The cell's outcome when this was its last check."""
+        checks = self._checks.setdefault(cell.id, [])
+        checks.append(check)
+        if len(checks) < self._expected.get(cell.id, 0):
+            return None
+        outcome = cell_outcome(checks).value
+        self.done += 1
+        self.outcomes[outcome] += 1
+        del self._checks[cell.id]
+        return outcome
+
+    def so_far(self) -> str:
+        return ", ".join(f"{n} {name}" for name, n in self.outcomes.most_common())
+
+
+class PlainProgress:
+    """One line a load group: for pipes and logs."""
+
+    def __init__(self, plan: Plan, stream: TextIO) -> None:
+        self._count = _Count(plan)
+        self._stream = stream
+        self._group_of = {c.id: g.key for g in plan.groups for c in g.cells}
+        self._left = Counter(self._group_of.values())
+        self._line: dict[str, list[str]] = {}
+        self._started = time.monotonic()
+
+    def result(self, cell: CellSpec, check: Check) -> None:
+        outcome = self._count.add(cell, check)
+        if outcome is None:
+            return
+        key = self._group_of[cell.id]
+        self._line.setdefault(key, []).append(f"{cell.attention} {outcome}")
+        self._left[key] -= 1
+        if not self._left[key]:
+            at = f"{self._count.done}/{self._count.cells}"
+            elapsed = time.monotonic() - self._started
+            print(f"{at:>9} {elapsed:5.0f}s {key}: {', '.join(self._line.pop(key))}", file=self._stream, flush=True)
+
+    def close(self) -> None:
+        """Nothing is left open."""
+
+
+class BarProgress:
+    """A bar with cells done, outcomes so far and the time left."""
+
+    def __init__(self, plan: Plan, stream: TextIO) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        self._count = _Count(plan)
+        self._progress: Any = Progress(
+            TextColumn("{task.completed}/{task.total} cells"),
+            BarColumn(bar_width=24),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.description}", markup=False),
+            console=Console(file=stream),
+            transient=True,
+        )
+        self._task = self._progress.add_task("starting", total=self._count.cells)
+        self._progress.start()
+
+    def result(self, cell: CellSpec, check: Check) -> None:
+        if self._count.add(cell, check) is not None:
+            self._progress.update(self._task, completed=self._count.done, description=self._count.so_far())
+
+    def close(self) -> None:
+        """Take the bar away."""
+        self._progress.stop()
+
+
+def listener(plan: Plan, stream: TextIO, quiet: bool = False) -> Listener | None:
+    """What fits the stream; None for silence."""
+    if quiet:
+        return None
+    return BarProgress(plan, stream) if stream.isatty() else PlainProgress(plan, stream)

@@ -1,0 +1,322 @@
+"""One run from matrix to stored results: the flow that both front ends drive.
+
+In: `Options`. Out: a stored run. `prepare` reads, selects, plans and opens the journal; `execute` runs; `finish`
+writes run.json and the reports. Nothing here prints: progress goes to the listener given.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shlex
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from compat import __version__, device, store
+from compat.axes.attention import kernel_kind
+from compat.execute.local import Configuration, LocalEngine
+from compat.execute.worker_process import default_memory_limit
+from compat.matrix import CellSpec, Matrix, read_matrix
+from compat.plan import Plan, make_plan, select, without
+from compat.records import Check, Environment, FileIdentity, Gpu, Run, RunInfo, StackIdentity, summarize
+
+RUNS_FOLDER = Path("compat-runs")
+
+
+class SessionError(Exception):
+    """A run that cannot be started as asked; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user may ask of a run."""
+
+    matrix: Path
+    device: str = "auto"
+    patterns: tuple[str, ...] = ()
+    checks: tuple[str, ...] = ()
+    out: Path | None = None
+    resume: Path | None = None
+    workers: int | None = None
+    seed: int | None = None
+    timeout_seconds: float | None = None
+    memory_limit_bytes: int | None = None
+    cache: Path | None = None
+    argv: tuple[str, ...] = ()
+
+
+@dataclass
+class Session:
+    """A prepared run. Listeners: `on_result(cell, check)` after each check, in the order in which answers come."""
+
+    options: Options
+    matrix: Matrix
+    plan: Plan
+    folder: Path
+    header: store.Header
+    journal: store.Journal
+    results: list[store.Line]
+    device: str
+    lanes: tuple[str, ...]
+    on_result: Callable[[CellSpec, Check], None] = lambda cell, check: None
+    engine: LocalEngine | None = None
+    started: float = field(default_factory=time.monotonic)
+    interrupted: bool = False
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def remaining(self) -> Plan:
+        """What has no result yet."""
+        return without(self.plan, {(line.cell, line.check.name) for line in self.results})
+
+    def execute(self) -> None:
+        """Run what remains; on KeyboardInterrupt stop the workers, keep what there is, and return."""
+        self.engine = self._engine()
+        try:
+            self.engine.run()
+        except KeyboardInterrupt:
+            self.interrupted = True
+            self.engine.stop()
+            with contextlib.suppress(KeyboardInterrupt):
+                self.engine.run_down()
+
+    def _engine(self) -> LocalEngine:
+        settings = self.matrix.settings
+        configuration = Configuration(
+            lanes=self.lanes,
+            cache=self.options.cache or default_cache(),
+            folder=self.folder,
+            models=self.matrix.models,
+            threads=max(1, (os.cpu_count() or 1) // len(self.lanes)),
+            seed=settings.seed if self.options.seed is None else self.options.seed,
+            depth=settings.depth,
+            timeout_seconds=self.options.timeout_seconds or settings.timeout_seconds,
+            memory_limit_bytes=self.options.memory_limit_bytes or settings.memory_limit_bytes or default_memory_limit(),
+            repro=self.repro,
+            loads={x.cell: x.check for x in self.results if x.check.name == "load"},
+        )
+        return LocalEngine(self.remaining, configuration, self._record, self._described)
+
+    def repro(self, cell: CellSpec, check: str) -> str:
+        """A shell command that asks this check of this cell again."""
+        words = ["compat", "run", _shown(self.options.matrix), "--device", self.device, "--cells", cell.id]
+        return shlex.join([*words, "--checks", check])
+
+    def _record(self, cell: CellSpec, check: Check) -> None:
+        with self._lock:
+            line = store.Line(cell=cell.id, check=check, effective=effective(check) if check.name == "load" else {})
+            self.results.append(line)
+            self.journal.add(line)
+        self.on_result(cell, check)
+
+    def _described(self, described: dict[str, Any]) -> None:
+        """The first worker has said what it runs on."""
+        if self.device == "cuda" and not described.pop("torch_sees_cuda", False):
+            raise SessionError(
+                "the device is cuda, but torch in this environment sees no GPU: install a CUDA build of torch, or "
+                "run with --device cpu"
+            )
+        if not self.header.environment.fingerprint:
+            environment = describe(described)
+            info = msgspec.structs.replace(self.header.run, stack=stack_identity(environment))
+            self.header = msgspec.structs.replace(self.header, environment=environment, run=info)
+            self.journal.add(store.Seen(environment=environment, stack=info.stack))
+
+    def run(self) -> Run:
+        """The run as it stands."""
+        seconds = time.monotonic() - self.started
+        missing = "interrupted" if self.interrupted else "the run ended before this check"
+        run = store.assemble(self.header, self.results, round(seconds, 3), missing)
+        settings = {**run.run.settings}
+        if self.engine is not None:
+            settings["model_seconds"] = round(self.engine.model_seconds, 3)
+        info = msgspec.structs.replace(run.run, ended=now(), settings=settings)
+        return msgspec.structs.replace(run, run=info)
+
+    def finish(self) -> tuple[Run, Path]:
+        """Close the journal, write run.json; the folder that it was written to.
+
+        When the run's own folder takes no more (a full disk), a fresh temporary folder is used.
+        """
+        self.journal.close()
+        run = self.run()
+        try:
+            if self.journal.broken is not None:
+                raise self.journal.broken
+            store.write_run(run, self.folder)
+            return run, self.folder
+        except OSError:
+            rescue = Path(tempfile.mkdtemp(prefix="compat-rescued-"))
+            store.write_run(run, rescue)
+            return run, rescue
+
+
+def prepare(options: Options) -> Session:
+    """Everything up to the first worker. Raises MatrixError, StoreError, SessionError."""
+    detected = device.detect()
+    kind = detected.type if options.device == "auto" else options.device
+    matrix = read_matrix(options.matrix, kind)
+    cells = select(matrix.cells, options.patterns, options.checks)
+    if not cells:
+        raise SessionError(f"nothing selected: no cell of {options.matrix} fits {' '.join(options.patterns) or 'it'}")
+    plan = make_plan(cells)
+    lanes = _lanes(kind, options.workers, detected.count if detected.type == kind else 1)
+    started = datetime.now(UTC)
+    if options.resume is not None:
+        header, results = store.read_journal(options.resume)
+        _same_plan(header, plan, matrix, options.resume)
+        journal = store.Journal(options.resume, None)
+        folder = options.resume
+    else:
+        run_id = f"{started:%Y%m%dT%H%M%SZ}-{kind}-{os.getpid()}"
+        folder = options.out or RUNS_FOLDER / run_id
+        header = _header(run_id, started, options, matrix, kind, cells, lanes)
+        results = []
+        try:
+            journal = store.Journal(folder, header)
+        except FileExistsError:
+            raise SessionError(
+                f"{folder} already holds a run: continue it with --resume {folder}, or name another folder"
+            ) from None
+        except OSError as error:
+            raise SessionError(f"{folder}: the run's folder cannot be written: {error.strerror}") from error
+    return Session(options, matrix, plan, folder, header, journal, results, kind, lanes)
+
+
+def _lanes(kind: str, workers: int | None, devices: int) -> tuple[str, ...]:
+    if kind == "cpu":
+        return ("cpu",) * (workers or 1)
+    if workers is None:
+        return tuple(f"cuda:{i}" for i in range(devices))
+    return tuple(f"cuda:{i % devices}" for i in range(workers))
+
+
+def _header(
+    run_id: str,
+    started: datetime,
+    options: Options,
+    matrix: Matrix,
+    kind: str,
+    cells: Sequence[CellSpec],
+    lanes: tuple[str, ...],
+) -> store.Header:
+    settings: dict[str, Any] = {
+        "title": matrix.title,
+        "seed": matrix.settings.seed if options.seed is None else options.seed,
+        "depth": matrix.settings.depth,
+        "lanes": list(lanes),
+        "compat": __version__,
+        "real_models": {m: matrix.models[m].real for m in dict.fromkeys(c.model for c in cells)},
+    }
+    if options.patterns or options.checks:
+        settings["selected"] = {"cells": list(options.patterns), "checks": list(options.checks)}
+    info = RunInfo(
+        id=run_id,
+        started=f"{started:%Y-%m-%dT%H:%M:%SZ}",
+        argv=options.argv,
+        matrix=FileIdentity(path=_shown(matrix.path), sha256=matrix.sha256),
+        device=kind,
+        settings=settings,
+    )
+    planned = tuple(store.Planned(id=c.id, axes=c.axes, checks=c.checks, excluded=c.excluded) for c in cells)
+    return store.Header(journal=store.JOURNAL_SCHEMA, run=info, environment=Environment(), planned=planned)
+
+
+def _same_plan(header: store.Header, plan: Plan, matrix: Matrix, folder: Path) -> None:
+    if header.run.matrix.sha256 != matrix.sha256:
+        raise SessionError(
+            f"{folder} cannot be resumed: {matrix.path} or a models.toml that it uses has changed since; "
+            "start a new run instead"
+        )
+    planned = {(p.id, c) for p in header.planned if not p.excluded for c in p.checks}
+    if planned != {(cell.id, check) for cell, check in plan.tasks}:
+        raise SessionError(f"{folder} cannot be resumed: it was started for another selection of cells or checks")
+
+
+def effective(load: Check) -> dict[str, Any]:
+    """What held after loading, from the load check, for the cell's record."""
+    facts = load.evidence.facts
+    if "attention" not in facts:
+        return {}
+    kinds = sorted({kind for name in load.evidence.kernels if (kind := kernel_kind(name))})
+    shares: dict[str, float] = facts.get("dtype_shares", {})
+    quantization = facts.get("quantization")
+    return {
+        "attention": facts["attention"],
+        "kernels": kinds,
+        "how": facts.get("how", ""),
+        "dtype": max(shares, key=lambda k: shares[k]) if shares else "",
+        "quantization": ", ".join(quantization["kinds"]) or "none" if quantization else "none",
+    }
+
+
+def describe(described: dict[str, Any]) -> Environment:
+    """The environment record from what a worker said; `fingerprint` covers all but what may change between runs."""
+    gpus = tuple(Gpu(**g) for g in described.pop("gpus", []))
+    described = {k: v for k, v in described.items() if k != "torch_sees_cuda"}
+    environment = Environment(**described, gpus=gpus, driver=device.driver_version(), volatile=device.volatile())
+    stable = msgspec.structs.replace(environment, env_vars={}, volatile={})
+    digest = hashlib.sha256(msgspec.json.encode(stable, order="deterministic")).hexdigest()[:16]
+    return msgspec.structs.replace(environment, fingerprint=digest)
+
+
+def stack_identity(environment: Environment) -> StackIdentity:
+    """The packages under test as one hash."""
+    text = msgspec.json.encode(environment.packages, order="deterministic")
+    return StackIdentity(name="current", sha256=hashlib.sha256(text).hexdigest())
+
+
+def default_cache() -> Path:
+    """Where checkpoints that compat makes are kept: $COMPAT_CACHE, or the user's cache folder."""
+    if named := os.environ.get("COMPAT_CACHE"):
+        return Path(named)
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("compat")) / "checkpoints"
+
+
+def now() -> str:
+    """The time, ISO 8601 in UTC."""
+    return f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
+
+
+def _shown(path: Path) -> str:
+    """`path` relative to the working directory where it lies below it."""
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+def write_reports(run: Run, folder: Path) -> list[str]:
+    """Write report.md and report.html beside run.json; the names of all files a reader may want."""
+    from compat.render import render
+
+    written = [store.RUN]
+    for name, form in (("report.md", "markdown"), ("report.html", "html")):
+        store.write_whole(folder / name, render(run, form).encode("utf-8"))
+        written.append(name)
+    return written
+
+
+def rejudged(run: Run) -> Run:
+    """The same run with every stored measurement judged by today's criteria."""
+    from compat.judge import Context, rejudge
+
+    real = {name for name, is_real in run.run.settings.get("real_models", {}).items() if is_real}
+    cells = []
+    for cell in run.cells:
+        context = Context(cell.axes, run.run.device, cell.axes["model"] in real)
+        checks = tuple(rejudge(check, context) for check in cell.checks)
+        planned = store.Planned(id=cell.id, axes=cell.axes, checks=tuple(c.name for c in checks))
+        cells.append(store.make_cell(planned, checks, cell.effective) if checks else cell)
+    return msgspec.structs.replace(run, cells=tuple(cells), summary=summarize(cells, run.summary.seconds))
