@@ -27,17 +27,20 @@ _HERE = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Context:
-    """What a rule may ask about the cell: the values of its axes, the device type, whether the model is real."""
+    """What a rule may ask about the cell: the values of its axes, the device type, whether the model is real, and its
+    family's features."""
 
     axes: Mapping[str, str]
     device: str
     real: bool
+    features: frozenset[str] = frozenset()
 
-    def value(self, name: str) -> str:
-        """The value of an axis, or of `device` and `real`."""
-        if name == "device":
-            return self.device
-        return ("yes" if self.real else "no") if name == "real" else self.axes.get(name, "")
+    def values(self, name: str) -> frozenset[str]:
+        """The value of an axis, or of `device`, `real` or `feature`, as a set."""
+        if name == "feature":
+            return self.features
+        own = {"device": self.device, "real": "yes" if self.real else "no"}
+        return frozenset({own.get(name) or self.axes.get(name, "")})
 
 
 @dataclass(frozen=True)
@@ -56,8 +59,8 @@ class Rule:
 
     def holds(self, context: Context) -> bool:
         """Whether this row speaks of the cell."""
-        return all(context.value(k) in v for k, v in self.only.items()) and not any(
-            context.value(k) in v for k, v in self.excepted.items()
+        return all(context.values(k) & set(v) for k, v in self.only.items()) and not any(
+            context.values(k) & set(v) for k, v in self.excepted.items()
         )
 
     def outcome(self, value: float, better: str) -> Outcome:
@@ -272,7 +275,11 @@ def _by_rules(check: Check, context: Context) -> list[Verdict]:
                 verdicts.append(Verdict(Outcome.INCONCLUSIVE, reason, f"{check.name}: {reason}"))
             continue
         outcome = rule.outcome(measured.value, measured.better)
-        verdicts.append(Verdict(outcome, _explained(rule, measured, outcome), f"{check.name}: {rule.measurement}"))
+        reason = _explained(rule, measured, outcome)
+        own = check.measurement("candidate_error")
+        if outcome == Outcome.INCONCLUSIVE and rule.measurement == "yardstick_error" and own and own.value is not None:
+            reason = f"eager, the yardstick, is itself off: {reason}; this backend's own error is {own.value:.4g} {own.unit}"
+        verdicts.append(Verdict(outcome, reason, f"{check.name}: {rule.measurement}"))
     return verdicts
 
 

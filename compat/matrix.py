@@ -54,6 +54,11 @@ class Model:
         return str(self.row["task"])
 
     @property
+    def features(self) -> frozenset[str]:
+        """What the family has that others have not: `moe`, `window`, ..."""
+        return frozenset(self.row.get("features", ()))
+
+    @property
     def real(self) -> bool:
         """Whether its weights are a real checkpoint's."""
         return self.row["source"] != "probe"

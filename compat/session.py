@@ -25,7 +25,7 @@ from compat import __version__, device, store
 from compat.axes.attention import kernel_kind
 from compat.execute.local import Configuration, LocalEngine
 from compat.execute.worker_process import default_memory_limit
-from compat.matrix import CellSpec, Matrix, read_matrix
+from compat.matrix import CellSpec, Matrix, Model, read_matrix
 from compat.plan import Plan, make_plan, select, without
 from compat.records import Check, Environment, FileIdentity, Gpu, Run, RunInfo, StackIdentity, summarize
 
@@ -215,7 +215,7 @@ def _header(
         "depth": matrix.settings.depth,
         "lanes": list(lanes),
         "compat": __version__,
-        "real_models": {m: matrix.models[m].real for m in dict.fromkeys(c.model for c in cells)},
+        "models": {m: _traits(matrix.models[m]) for m in dict.fromkeys(c.model for c in cells)},
     }
     if options.patterns or options.checks:
         settings["selected"] = {"cells": list(options.patterns), "checks": list(options.checks)}
@@ -229,6 +229,11 @@ def _header(
     )
     planned = tuple(store.Planned(id=c.id, axes=c.axes, checks=c.checks, excluded=c.excluded) for c in cells)
     return store.Header(journal=store.JOURNAL_SCHEMA, run=info, environment=Environment(), planned=planned)
+
+
+def _traits(model: Model) -> dict[str, Any]:
+    """What judging again must know of a model."""
+    return {"source": model.row["source"], "task": model.task, "features": sorted(model.features)}
 
 
 def _same_plan(header: store.Header, plan: Plan, matrix: Matrix, folder: Path) -> None:
@@ -312,10 +317,12 @@ def rejudged(run: Run) -> Run:
     """The same run with every stored measurement judged by today's criteria."""
     from compat.judge import Context, rejudge
 
-    real = {name for name, is_real in run.run.settings.get("real_models", {}).items() if is_real}
+    models = run.run.settings.get("models", {})
     cells = []
     for cell in run.cells:
-        context = Context(cell.axes, run.run.device, cell.axes["model"] in real)
+        traits = models.get(cell.axes["model"], {})
+        real, features = traits.get("source", "probe") != "probe", frozenset(traits.get("features", ()))
+        context = Context(cell.axes, run.run.device, real, features)
         checks = tuple(rejudge(check, context) for check in cell.checks)
         planned = store.Planned(id=cell.id, axes=cell.axes, checks=tuple(c.name for c in checks))
         cells.append(store.make_cell(planned, checks, cell.effective) if checks else cell)

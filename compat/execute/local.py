@@ -165,7 +165,8 @@ class LocalEngine:
     def _run_group(self, worker: WorkerProcess, group: LoadGroup, device: str) -> None:
         spec = self._group_spec(group, device)
         for cell in group.cells:
-            context = Context(cell.axes, device.split(":")[0], self.configuration.models[cell.model].real)
+            model = self.configuration.models[cell.model]
+            context = Context(cell.axes, device.split(":")[0], model.real, model.features)
             load = self.configuration.loads.get(cell.id)
             for check in cell.checks:
                 if self._stop.is_set():

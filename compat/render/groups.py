@@ -21,6 +21,9 @@ FAILING: frozenset[Outcome] = BAD | {Outcome.DEGRADED, Outcome.INCONCLUSIVE}
 QUIET: frozenset[Outcome] = WITHHELD | {Outcome.NOT_RUN}
 """Outcomes of a cell that was not asked."""
 
+MEASURED: frozenset[Outcome] = frozenset({Outcome.FAIL, Outcome.DEGRADED})
+"""Outcomes that a measurement decides: only there is one cell worse than another."""
+
 CELL = "cell"
 """Stands for a check where the cell has an outcome that none of its checks carries (its worker died, it was not reached)."""
 
@@ -48,22 +51,28 @@ Finding = tuple[Cell, Check]
 
 def failures(cells: Sequence[Cell], limit: int = 4) -> tuple[Group, ...]:
     """Groups of all checks with a `FAILING` outcome: the worst outcome first, then the most cells. `limit`: patterns each."""
-    found: dict[tuple[Outcome, str], list[Finding]] = {}
+    found: dict[tuple[Outcome, str, str], list[Finding]] = {}
     for cell in cells:
         for check in _answers(cell):
             if check.outcome in FAILING:
-                found.setdefault((check.outcome, _signature(check)), []).append((cell, check))
-    return _ordered(_group(outcome, text, items, cells, limit) for (outcome, text), items in found.items())
+                # A recorded signature may span checks; reasons that merely read alike may not.
+                apart = "" if check.evidence.signature else check.name
+                found.setdefault((check.outcome, _signature(check), apart), []).append((cell, check))
+    return _ordered(_group(outcome, text, items, cells, limit) for (outcome, text, _), items in found.items())
 
 
 def not_asked(cells: Sequence[Cell], limit: int = 4) -> tuple[Group, ...]:
-    """Groups of the cells that were not asked, by reason."""
+    """Groups of the cells that were not asked, by the refusal that was recognised, or else by signature."""
     found: dict[tuple[Outcome, str], list[Finding]] = {}
     for cell in cells:
         if cell.outcome in QUIET:
-            check = next((c for c in cell.checks if c.outcome is cell.outcome and (c.reason or c.evidence.signature)), None)
+            check = next(
+                (c for c in cell.checks if c.outcome is cell.outcome and (c.reason or c.evidence.signature)), None
+            )
             check = check or Check(name=CELL, outcome=cell.outcome, reason=cell.reason)
-            found.setdefault((cell.outcome, _signature(check)), []).append((cell, check))
+            exception = check.evidence.exception
+            recognised = exception.refusal if exception else ""
+            found.setdefault((cell.outcome, recognised or _signature(check)), []).append((cell, check))
     return _ordered(_group(outcome, text, items, cells, limit) for (outcome, text), items in found.items())
 
 
@@ -75,8 +84,12 @@ def _answers(cell: Cell) -> Iterable[Check]:
 
 
 def _signature(check: Check) -> str:
-    """The recorded signature, or the check and its reason with the numbers left out."""
-    return check.evidence.signature or f"{check.name}: {_NUMBER.sub('#', check.reason) or 'no reason recorded'}"
+    """The recorded signature, or the reason with the numbers left out."""
+    return check.evidence.signature or _without_numbers(check.reason)
+
+
+def _without_numbers(reason: str) -> str:
+    return _NUMBER.sub("#", reason) or "no reason recorded"
 
 
 def _ordered(groups: Iterable[Group]) -> tuple[Group, ...]:
@@ -87,6 +100,9 @@ def _group(outcome: Outcome, signature: str, found: Sequence[Finding], universe:
     cell, check, figure = _worst(found)
     members = tuple({id(c): c for c, _ in found}.values())
     evidence = check.evidence
+    reasons = {c.reason for _, c in found}
+    if signature != evidence.signature and len(reasons) == 1:
+        signature = check.reason or signature
     return Group(
         outcome=outcome,
         signature=one_line(signature, 160),
@@ -104,6 +120,8 @@ def _group(outcome: Outcome, signature: str, found: Sequence[Finding], universe:
 def _worst(found: Sequence[Finding]) -> tuple[Cell, Check, Measurement | None]:
     """The finding with the worst figure of the measurement that decides, or the first finding when none is comparable."""
     first_cell, first = found[0]
+    if first.outcome not in MEASURED:
+        return first_cell, first, None
     name = _deciding(first)
     held = [(cell, check, m) for cell, check in found if (m := check.measurement(name)) is not None]
     if not held:
@@ -114,7 +132,9 @@ def _worst(found: Sequence[Finding]) -> tuple[Cell, Check, Measurement | None]:
 def _deciding(check: Check) -> str:
     """The measurement that the reason names, or the first that is judged at all."""
     judged = [m for m in check.measurements if m.better != "none"]
-    named = [m for m in check.measurements if m.name and (m.name in check.reason or m.name.replace("_", " ") in check.reason)]
+    named = [
+        m for m in check.measurements if m.name and (m.name in check.reason or m.name.replace("_", " ") in check.reason)
+    ]
     return next((m.name for m in (*named, *judged)), "")
 
 

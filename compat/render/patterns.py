@@ -6,6 +6,7 @@ exactly the cells it stands for: `*` means every value that the run has there, n
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -42,17 +43,33 @@ def patterns(cells: Sequence[Cell], universe: Sequence[Cell], limit: int = 4) ->
     axes = (*AXES, *sorted({name for c in universe for name in c.axes} - set(AXES)))
     points = list(dict.fromkeys(tuple(c.axes.get(a, "") for a in axes) for c in cells))
     everything = {tuple(c.axes.get(a, "") for a in axes) for c in universe}
+    chosen = set(points)
     boxes = min((_cover(points, turn, len(axes)) for turn in range(len(axes))), key=len, default=[])
-    sized = sorted(((_size(box), box) for box in boxes), key=lambda pair: -pair[0])[:limit]
-    texts = tuple(_text(axes, box, everything) for _, box in sized)
-    return Patterns(texts, sum(size for size, _ in sized), len(points))
+    left = set(points)
+    texts: list[str] = []
+    for box in sorted(boxes, key=_size, reverse=True):
+        if len(texts) < limit and any(_holds(box, p) for p in left):
+            grown = _grow(box, chosen, everything)
+            left = {p for p in left if not _holds(grown, p)}
+            texts.append(_text(axes, grown, everything))
+    return Patterns(tuple(texts), len(points) - len(left), len(points))
 
 
 def _size(box: Box) -> int:
-    size = 1
-    for values in box:
-        size *= len(values)
-    return size
+    return math.prod(len(values) for values in box)
+
+
+def _holds(box: Box, point: tuple[str, ...]) -> bool:
+    return all(value in values for value, values in zip(point, box, strict=True))
+
+
+def _grow(box: Box, chosen: set[tuple[str, ...]], everything: set[tuple[str, ...]]) -> Box:
+    """`box` with further values on each axis, where that lets in chosen points only (or none that the run has)."""
+    for axis in (*range(len(box)), *range(len(box))):
+        beside = [p for p in everything if all(p[j] in box[j] for j in range(len(box)) if j != axis)]
+        good = {p[axis] for p in beside if p in chosen} - {p[axis] for p in beside if p not in chosen}
+        box = (*box[:axis], box[axis] | good, *box[axis + 1 :])
+    return box
 
 
 def _cover(points: Sequence[tuple[str, ...]], turn: int, count: int) -> list[Box]:
@@ -92,9 +109,12 @@ def _values(axis: str, chosen: frozenset[str], possible: set[str]) -> tuple[str,
     prefix = _common_prefix(min(chosen), max(chosen))
     if len(prefix) > 2 and {v for v in possible if v.startswith(prefix)} == chosen:
         return label(prefix, 60) + "*", prefix
+    others = possible - chosen
+    if len(chosen) > 4 and len(others) <= 4:
+        return "{all but " + ",".join(label(v, 60) for v in in_order(axis, sorted(others))) + "}", None
     ordered = in_order(axis, sorted(chosen))
-    few = [label(v, 60) for v in ordered[:6]]
-    return "{" + ",".join([*few, *(["..."] if len(ordered) > 6 else [])]) + "}", None
+    few = ",".join(label(v, 60) for v in ordered[:6])
+    return "{" + few + (f" and {len(ordered) - 6} more" if len(ordered) > 6 else "") + "}", None
 
 
 def _common_prefix(first: str, second: str) -> str:

@@ -20,7 +20,14 @@ from compat.render.speed import Speed, speed
 from compat.render.symbols import symbol
 
 HEADLINE_PACKAGES: tuple[str, ...] = ("torch", "transformers")
-FIRST_PACKAGES: tuple[str, ...] = (*HEADLINE_PACKAGES, "bitsandbytes", "flash-attn", "flash_attn", "triton", "accelerate")
+FIRST_PACKAGES: tuple[str, ...] = (
+    *HEADLINE_PACKAGES,
+    "bitsandbytes",
+    "flash-attn",
+    "flash_attn",
+    "triton",
+    "accelerate",
+)
 READING_ORDER: tuple[Outcome, ...] = (Outcome.PASS, *(o for o in SEVERITY if o is not Outcome.PASS))
 """Counts start with what works; then the worst first."""
 
@@ -89,7 +96,7 @@ def _partial(run: Run, counts: Counter[Outcome]) -> str:
 
 
 def _headline(run: Run, counts: Counter[Outcome], total: int) -> str:
-    place = f"{_device(run)}{_versions(run)}"
+    place = headline_place(run)
     if not total:
         return f"The run holds no cells on {place}: nothing can be said."
     passed = counts[Outcome.PASS]
@@ -134,37 +141,44 @@ def _harness(counts: Counter[Outcome]) -> str:
     return f"The harness itself failed on {plural(errors, 'cell')} (error): {them} nothing about the stack."
 
 
-def _device(run: Run) -> str:
+def headline_place(run: Run) -> str:
+    """The device and the two packages that matter most: `cuda (Example GPU; torch 2.13.0, transformers 5.23.0)`."""
     names = list(dict.fromkeys(label(g.name, 60) for g in run.environment.gpus))
-    device = label(run.run.device, 40) if run.run.device else "an unnamed device"
-    return f"{device} ({', '.join(names[:3])})" if names and run.run.device != "cpu" else device
-
-
-def _versions(run: Run) -> str:
     known = run.environment.packages
     versions = [f"{name} {label(known[name], 40)}" for name in HEADLINE_PACKAGES if name in known]
-    return f" ({', '.join(versions)})" if versions else ""
+    device = label(run.run.device, 40) if run.run.device else "an unnamed device"
+    gpus = ", ".join(names[:3]) if run.run.device != "cpu" else ""
+    details = "; ".join(part for part in (gpus, ", ".join(versions)) if part)
+    return f"{device} ({details})" if details else device
 
 
 def environment(run: Run) -> tuple[tuple[str, str], ...]:
     """The machine, the packages and the run as (label, text) pairs; what was not recorded is left out."""
     env, info = run.environment, run.run
-    gpus = Counter(env.gpus)
+    took = f"{duration(run.summary.seconds)} for {plural(len(run.cells), 'cell')}"
     pairs = [
-        ("device", label(info.device) if info.device else ""),
-        ("gpu", ", ".join(f"{n} x {_gpu(g.name, g.arch, g.memory_bytes)}" for g, n in gpus.items())),
-        ("driver", one_line(", ".join(_named(("driver", env.driver), ("CUDA", env.cuda), ("cuDNN", env.cudnn))))),
+        ("device", _machine(run)),
         ("packages", ", ".join(_packages(env.packages))),
         ("python", one_line(", ".join(_named(("", env.python), ("", env.platform))))),
         ("cpu", one_line(env.cpu)),
-        ("run", ", ".join(_named(("", one_line(info.id)), ("", _when(info))))),
-        ("took", f"{duration(run.summary.seconds)} for {plural(len(run.cells), 'cell')}"),
+        ("run", ", ".join(_named(("", one_line(info.id)), ("", _when(info)), ("took", took)))),
         ("stack", one_line(" ".join(_named(("", info.stack.name), ("sha256", info.stack.sha256[:12]))))),
         ("matrix", one_line(" ".join(_named(("", info.matrix.path), ("sha256", info.matrix.sha256[:12]))))),
-        ("settings", ", ".join(f"{label(k, 40)} {one_line(plain(v, 80), 80)}" for k, v in sorted(info.settings.items()))),
+        (
+            "settings",
+            ", ".join(f"{label(k, 40)} {one_line(plain(v, 80), 80)}" for k, v in sorted(info.settings.items())),
+        ),
         ("all cells", ", ".join(f"{label(n, 40)} {label(v, 60)}" for n, v in shared_extras(run.cells))),
     ]
     return tuple((name, text) for name, text in pairs if text)
+
+
+def _machine(run: Run) -> str:
+    """`cuda; 2 x Example GPU (sm_90, 80 GiB); driver 580, CUDA 13.0`, or what is there of it."""
+    env = run.environment
+    gpus = ", ".join(f"{n} x {_gpu(g.name, g.arch, g.memory_bytes)}" for g, n in Counter(env.gpus).items())
+    below = one_line(", ".join(_named(("driver", env.driver), ("CUDA", env.cuda), ("cuDNN", env.cudnn))))
+    return "; ".join(part for part in (one_line(run.run.device), gpus, below) if part)
 
 
 def _named(*pairs: tuple[str, str]) -> list[str]:
@@ -172,7 +186,9 @@ def _named(*pairs: tuple[str, str]) -> list[str]:
 
 
 def _gpu(name: str, arch: str, memory_bytes: int) -> str:
-    details = ", ".join(part for part in (label(arch, 40) if arch else "", size(memory_bytes) if memory_bytes else "") if part)
+    details = ", ".join(
+        part for part in (label(arch, 40) if arch else "", size(memory_bytes) if memory_bytes else "") if part
+    )
     return f"{label(name, 60)} ({details})" if details else label(name, 60)
 
 

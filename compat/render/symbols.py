@@ -40,19 +40,23 @@ def _symbol(glyph: str, ascii_glyph: str, letter: str, outcome: Outcome, meaning
     return Symbol(glyph, ascii_glyph, letter, word, meaning, style, outcome.value.replace("_", "-"))
 
 
-ABSENT = Symbol("⋅", ".", "⋅", "not in the matrix", "the matrix does not hold this combination", "dim", "absent")
+ABSENT = Symbol("⋅", ".", "⋅", "not in the matrix", "", "dim", "absent")
 
 SYMBOLS: dict[Outcome, Symbol] = {
     Outcome.PASS: _symbol("✓", "+", "P", Outcome.PASS, "every check that was asked passed", "green"),
     Outcome.DEGRADED: _symbol("~", "~", "D", Outcome.DEGRADED, "works, but not as asked, or at a worse cost", "yellow"),
     Outcome.FAIL: _symbol("✗", "x", "F", Outcome.FAIL, "runs and is wrong, or refuses what it promises", "bold red"),
     Outcome.CRASH: _symbol("!", "!", "C", Outcome.CRASH, "the process died", "bold red"),
-    Outcome.ERROR: _symbol("!", "!", "E", Outcome.ERROR, "the harness failed: says nothing about the cell", "bold magenta"),
+    Outcome.ERROR: _symbol(
+        "!", "!", "E", Outcome.ERROR, "the harness failed: says nothing about the cell", "bold magenta"
+    ),
     Outcome.OOM: _symbol("!", "!", "O", Outcome.OOM, "out of memory", "bold red"),
     Outcome.TIMEOUT: _symbol("!", "!", "T", Outcome.TIMEOUT, "no answer within the time limit", "bold red"),
     Outcome.INCONCLUSIVE: _symbol("?", "?", "I", Outcome.INCONCLUSIVE, "ran, but nothing can be concluded", "cyan"),
     Outcome.UNSUPPORTED: _symbol("-", "-", "u", Outcome.UNSUPPORTED, "the library refuses it explicitly", "dim"),
-    Outcome.UNAVAILABLE: _symbol("-", "-", "a", Outcome.UNAVAILABLE, "a package or device for it is missing here", "dim"),
+    Outcome.UNAVAILABLE: _symbol(
+        "-", "-", "a", Outcome.UNAVAILABLE, "a package or device for it is missing here", "dim"
+    ),
     Outcome.NOT_RUN: _symbol("-", "-", "n", Outcome.NOT_RUN, "in the matrix, not run", "dim"),
 }
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from compat.records import BAD, Outcome, Run
+from compat.records import BAD, Run
 from compat.render.figures import plural
 from compat.render.groups import Group
 from compat.render.inert import label, visible
-from compat.render.speed import PHASES, Speed
+from compat.render.speed import PHASES
 from compat.render.summary import READING_ORDER, Report, summarise
 from compat.render.symbols import symbol
 from compat.render.terminal_grids import abbreviations, grid_lines
@@ -35,8 +35,8 @@ def render_terminal(run: Run, *, width: int = 80, color: bool = False, ascii: bo
         _legend(report, width, ascii),
         _failures(report, width, ascii),
         _not_asked(report, width, ascii),
-        _speed(report.speed, width),
-        _checks(report, width),
+        _speed(report, width),
+        _checks(report, width, ascii),
         _ending(run, report, width),
     ):
         block = list(section)
@@ -66,10 +66,14 @@ def _legend(report: Report, width: int, ascii: bool) -> Iterator[Line]:
         items.append([(symbol(None).dense(ascii), symbol(None).style), (f" {symbol(None).word}", "")])
     if items:
         yield from fill("legend: ", items, width)
-    short = abbreviations(tuple(dict.fromkeys(a for p in report.panels for a in p.attentions)))
+    short = _short(report)
     items = [[(f"{brief} = {label(name)}", "")] for name, brief in short.items() if brief != name]
     if items:
         yield from fill("columns: ", items, width)
+
+
+def _short(report: Report) -> dict[str, str]:
+    return abbreviations(tuple(dict.fromkeys(a for p in report.panels for a in p.attentions)))
 
 
 def _failures(report: Report, width: int, ascii: bool) -> Iterator[Line]:
@@ -118,22 +122,26 @@ def _not_asked(report: Report, width: int, ascii: bool) -> Iterator[Line]:
         yield from rest
     left = report.not_asked[WHY_LIMIT:]
     if left:
-        yield [(f"  and {plural(sum(len(g.cells) for g in left), 'cell')} for {plural(len(left), 'other reason')}", "dim")]
+        yield [
+            (f"  and {plural(sum(len(g.cells) for g in left), 'cell')} for {plural(len(left), 'other reason')}", "dim")
+        ]
 
 
-def _speed(speed: Speed, width: int) -> Iterator[Line]:
+def _speed(report: Report, width: int) -> Iterator[Line]:
+    speed = report.speed
     if not speed.rows and not speed.left_out:
         return
-    yield from wrap("Speed against eager (median over cells; f / s: cells surely faster / slower)", width, style="bold")
+    yield from wrap("Speed against eager (median over cells; f/s: cells surely faster / slower)", width, style="bold")
     head = ["attention", "cells"]
     for phase in PHASES:
-        head += [phase, "range", "f / s"]
+        head += [phase, "range", "f/s"]
+    short = _short(report)
     rows = []
     for row in speed.rows:
         phases = [row.phase(phase) for phase in PHASES]
-        texts = [label(row.attention), str(max((p.cells for p in phases if p), default=0))]
+        texts = [short[row.attention], str(max((p.cells for p in phases if p), default=0))]
         for p in phases:
-            texts += [f"{p.median:.2f}x", f"{p.low:.2f}-{p.high:.2f}", f"{p.faster} / {p.slower}"] if p else ["-"] * 3
+            texts += [f"{p.median:.2f}x", f"{p.low:.2f}-{p.high:.2f}", f"{p.faster}/{p.slower}"] if p else ["-"] * 3
         rows.append(texts)
     if rows:
         yield from table(head, rows, width)
@@ -141,22 +149,14 @@ def _speed(speed: Speed, width: int) -> Iterator[Line]:
         yield from wrap(f"Left out: {plural(speed.left_out, 'cell')} that fail another check.", width, style="dim")
 
 
-def _checks(report: Report, width: int) -> Iterator[Line]:
-    yield [("Counts", "bold")]
+def _checks(report: Report, width: int, ascii: bool) -> Iterator[Line]:
+    yield [("Counts (columns as in the legend)", "bold")]
     outcomes = [o for o in READING_ORDER if o in dict(report.counts) or any(o in c for _, c in report.checks)]
     rows = [["cells", *(str(dict(report.counts).get(o, "-")) for o in outcomes)]]
     rows += [[label(name), *(str(counts.get(o, "-")) for o in outcomes)] for name, counts in report.checks]
-    yield from table(["", *(_brief(o) for o in outcomes)], rows, width, [symbol(o).style for o in outcomes])
-
-
-def _brief(outcome: Outcome) -> str:
-    return {
-        Outcome.DEGRADED: "degr",
-        Outcome.INCONCLUSIVE: "inconcl",
-        Outcome.UNSUPPORTED: "unsup",
-        Outcome.UNAVAILABLE: "unavail",
-        Outcome.NOT_RUN: "not run",
-    }.get(outcome, outcome.value)
+    yield from table(
+        ["", *(symbol(o).dense(ascii) for o in outcomes)], rows, width, [symbol(o).style for o in outcomes]
+    )
 
 
 def _ending(run: Run, report: Report, width: int) -> Iterator[Line]:
@@ -182,8 +182,14 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], width: int, styles
         while last < len(head) and (last == first or used + 2 + sizes[last] <= width):
             used += 2 + sizes[last]
             last += 1
-        yield [(pad(head[0], sizes[0]), "dim"), *((f"  {pad(head[i], sizes[i], True)}", "dim") for i in range(first, last))]
+        yield [
+            (pad(head[0], sizes[0]), "dim"),
+            *((f"  {pad(head[i], sizes[i], True)}", "dim") for i in range(first, last)),
+        ]
         for row in rows:
-            cells = [(f"  {pad(row[i], sizes[i], True)}", style[i - 1] if row[i] != "-" else "dim") for i in range(first, last)]
+            cells = [
+                (f"  {pad(row[i], sizes[i], True)}", style[i - 1] if row[i] != "-" else "dim")
+                for i in range(first, last)
+            ]
             yield [(pad(row[0], sizes[0]), ""), *cells]
         first = last

@@ -167,7 +167,7 @@ def _table(beside: Sequence[Block], labels: dict[str, str], room: int, width: in
             marks = " ".join(label(g.dtype, 12) for g in block.grids)
             yield from wrap(f"{label(block.title, 200)}; marks in each column: {marks}", width, style="bold")
     else:
-        yield from wrap(f"quantization as below; marks in each column: {dtypes}", width, style="bold")
+        yield from wrap(f"one table for each quantization; marks in each column: {dtypes}", width, style="bold")
     sizes = [max(b.width, _title_width(b)) if len(beside) > 1 else b.width for b in beside]
     if len(beside) > 1:
         titles = (GAP + pad(_title(b), size) for b, size in zip(beside, sizes, strict=True))

@@ -218,9 +218,10 @@ class Group:
         """Remember what was quantized, and its values, before a first forward repacks them."""
         for path, module in quantized_modules(model).items():
             weight = dequantized_weight(module)
-            own = self.master.get_submodule(path).weight
-            self._dequantized[path] = (weight if weight.shape == own.shape else weight.t()).cpu()
-            self.quantized[f"{path}.weight"] = own.numel()
+            own = self.master.get_submodule(path)
+            # Conv1D keeps (in, out); the quantized linear that replaces it keeps (out, in)
+            self._dequantized[path] = (weight.t() if type(own).__name__ == "Conv1D" else weight).cpu()
+            self.quantized[f"{path}.weight"] = own.weight.numel()
 
     @property
     def eager(self) -> Loaded:

@@ -3,7 +3,8 @@
 Default initialisation (std 0.02) makes attention nearly uniform, so that a wrong mask, scale, window or head changes
 nothing. Weights here follow docs/criteria.md: embeddings N(0, 1); query and key matrices sqrt(2)/sqrt(fan_in), so that
 scores have a standard deviation of about 2; value and output matrices 1.5/sqrt(fan_in); other matrices
-1/sqrt(fan_in); norm weights 1 + 0.1 N; biases N(0, 0.02); attention sinks N(2, 1).
+1/sqrt(fan_in); norm weights 1 + 0.1 N; biases N(0, 0.02); attention sinks N(2, 1). Rows of an untied output head get
+a factor exp(N / 2): some tokens are likelier than others, as in a real model, and greedy choices are clearer.
 
 In: a model row (models.toml) as a dict. Out: a checkpoint folder as `save_pretrained` writes it, with a tokenizer or an
 image processor, loaded afterwards the way users load.
@@ -20,7 +21,7 @@ import torch
 
 from compat.worker import stack_api
 
-PROBE_VERSION = 3
+PROBE_VERSION = 4
 """Part of the cache key: raise it whenever a change here changes the weights."""
 
 SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<unk>", "<mask>")
@@ -100,6 +101,8 @@ def _value(
         return gain * scale * noise
     if _VALUE_OUT.search(module_name):
         return 1.5 * scale * noise
+    if module_name.endswith("lm_head"):
+        return scale * noise * torch.exp(0.5 * noise.mean(-1, keepdim=True) * math.sqrt(noise.shape[-1]))
     return scale * noise
 
 

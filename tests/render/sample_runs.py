@@ -192,19 +192,27 @@ def small_run() -> Run:
     missing = "package flash_attn is not installed"
     cells.append(refused("llama/bf16/flash_attention_2/none", missing, O.UNAVAILABLE, "ImportError"))
     place = "gpt2/bf16/eager/bnb-nf4"
-    died = a_check("generation", O.CRASH, place, "the worker died: SIGSEGV after 3 tokens", signature="SIGSEGV in gemm_4bit")
+    died = a_check(
+        "generation", O.CRASH, place, "the worker died: SIGSEGV after 3 tokens", signature="SIGSEGV in gemm_4bit"
+    )
     cells.append(a_cell(place, a_check("load", O.PASS, place), died))
     place = "gpt2/bf16/sdpa/bnb-nf4"
     cells.append(a_cell(place, a_check("load", O.OOM, place, "tried to allocate 20.00 GiB, 11.2 GiB free")))
     place = "gpt2/bf16/eager/none"
-    cells.append(a_cell(place, a_check("load", O.PASS, place), a_check("speed", O.TIMEOUT, place, "no answer after 300 s")))
+    cells.append(
+        a_cell(place, a_check("load", O.PASS, place), a_check("speed", O.TIMEOUT, place, "no answer after 300 s"))
+    )
     place = "gpt2/fp16/eager/none"
     bug = ExceptionInfo(type="KeyError", message="'logits'", traceback="Traceback ...\nKeyError: 'logits'")
     cells.append(a_cell(place, a_check("agreement", O.ERROR, place, "KeyError: 'logits'", exception=bug)))
     place = "gpt2/fp32/eager/none"
     cells.append(a_cell(place, a_check("agreement", O.INCONCLUSIVE, place, "5 decisive tokens, 16 needed")))
-    cells.append(Cell(id="gpt2/fp32/sdpa/none", outcome=O.NOT_RUN, reason="interrupted", axes=_axes("gpt2/fp32/sdpa/none")))
-    return _made_of(cells, complete=False, device="cuda", gpus=(Gpu(name="Example GPU", arch="sm_90", memory_bytes=80 << 30),))
+    cells.append(
+        Cell(id="gpt2/fp32/sdpa/none", outcome=O.NOT_RUN, reason="interrupted", axes=_axes("gpt2/fp32/sdpa/none"))
+    )
+    return _made_of(
+        cells, complete=False, device="cuda", gpus=(Gpu(name="Example GPU", arch="sm_90", memory_bytes=80 << 30),)
+    )
 
 
 def _axes(place: str) -> dict[str, str]:
@@ -248,5 +256,7 @@ def _large_cell(place: str, draw: random.Random) -> Cell:
     if luck < 0.012:
         return a_cell(place, a_check("speed", O.TIMEOUT, place, f"no answer after {draw.randrange(300, 400)} s"))
     if luck < 0.03:
-        return a_cell(place, a_check("agreement", O.INCONCLUSIVE, place, f"{draw.randrange(9)} decisive tokens, 16 needed"))
+        return a_cell(
+            place, a_check("agreement", O.INCONCLUSIVE, place, f"{draw.randrange(9)} decisive tokens, 16 needed")
+        )
     return passing(place)

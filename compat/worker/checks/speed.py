@@ -18,12 +18,13 @@ from compat.worker.inputs import unpadded
 from compat.worker.report import Report
 
 ROUNDS = 5
-"""ABBA rounds, two pairs each; fewer (at least two) where they would take longer than BUDGET_SECONDS."""
+"""ABBA rounds, two pairs each; fewer (at least three) where they would take longer than BUDGET_SECONDS."""
 
-BUDGET_SECONDS = 2.0
+LEAST_ROUNDS = 3
+BUDGET_SECONDS = 0.25
 
 PREFILL_LENGTH = 128
-PREFILL_BATCH = 4
+PREFILL_BATCH = 2
 DECODE_STEPS = 4
 WARMUP = 2
 
@@ -75,7 +76,7 @@ def _measure(report: Report, group: Group, phase: str, tokens: int, unit: str, p
         for work in pair:
             for _ in range(WARMUP):
                 warm = timed(work, group.device, work.loaded)
-        rounds = max(2, min(ROUNDS, int(BUDGET_SECONDS / (4 * max(warm, 1e-9)))))
+        rounds = max(LEAST_ROUNDS, min(ROUNDS, int(BUDGET_SECONDS / (4 * max(warm, 1e-9)))))
         for _ in range(rounds):
             for side in (0, 1, 1, 0):
                 seconds[side].append(timed(pair[side], group.device, pair[side].loaded))
