@@ -67,14 +67,22 @@ def make_plan(cells: Iterable[CellSpec]) -> Plan:
     return Plan(groups, tuple(c for c in cells if c.excluded))
 
 
-def select(cells: Iterable[CellSpec], patterns: Iterable[str] = (), checks: Iterable[str] = ()) -> tuple[CellSpec, ...]:
-    """Cells whose id fits any of `patterns` (shell wildcards, `*` also spans slashes; none: all), with only `checks`."""
+def select(
+    cells: Iterable[CellSpec],
+    patterns: Iterable[str] = (),
+    checks: Iterable[str] = (),
+    tasks: Set[tuple[str, str]] | None = None,
+) -> tuple[CellSpec, ...]:
+    """Cells whose id fits any of `patterns` (shell wildcards, `*` also spans slashes; none: all), with only `checks`,
+    and of those only `tasks`, (cell id, check) pairs (None: all)."""
     patterns, wanted = tuple(patterns), frozenset(checks)
     chosen = []
     for cell in cells:
         if patterns and not any(fnmatch.fnmatchcase(cell.id, p) for p in patterns):
             continue
-        kept = tuple(c for c in cell.checks if not wanted or c in wanted)
+        kept = tuple(
+            c for c in cell.checks if (not wanted or c in wanted) and (tasks is None or (cell.id, c) in tasks)
+        )
         if kept:
             chosen.append(replace(cell, checks=kept))
     return tuple(chosen)

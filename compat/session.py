@@ -44,6 +44,8 @@ class Options:
     device: str = "auto"
     patterns: tuple[str, ...] = ()
     checks: tuple[str, ...] = ()
+    tasks: frozenset[tuple[str, str]] | None = None
+    """(cell id, check) pairs to run, where a front end has selected them itself."""
     out: Path | None = None
     resume: Path | None = None
     workers: int | None = None
@@ -87,6 +89,28 @@ class Session:
             self.interrupted = True
             self.engine.stop()
             with contextlib.suppress(KeyboardInterrupt):
+                self.engine.run_down()
+
+    def start(self) -> None:
+        """Run what remains in the background; `stop` ends it."""
+        self.engine = self._engine()
+        self.engine.start()
+
+    @property
+    def running(self) -> bool:
+        """Whether any lane is still at work."""
+        return self.engine is not None and self.engine.running
+
+    def raise_failure(self) -> None:
+        """Raise what ended the run, if anything did."""
+        if self.engine is not None and self.engine.failure is not None:
+            raise self.engine.failure
+
+    def stop(self) -> None:
+        """End what `start` began; what has no result by then stays without one."""
+        if self.engine is not None:
+            self.engine.stop()
+            with contextlib.suppress(Exception):  # raised to a waiting test already
                 self.engine.run_down()
 
     def _engine(self) -> LocalEngine:
@@ -165,7 +189,7 @@ def prepare(options: Options) -> Session:
     detected = device.detect()
     kind = detected.type if options.device == "auto" else options.device
     matrix = read_matrix(options.matrix, kind)
-    cells = select(matrix.cells, options.patterns, options.checks)
+    cells = select(matrix.cells, options.patterns, options.checks, options.tasks)
     if not cells:
         raise SessionError(f"nothing selected: no cell of {options.matrix} fits {' '.join(options.patterns) or 'it'}")
     plan = make_plan(cells)

@@ -99,7 +99,7 @@ class LocalEngine:
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._turns = _Turns()
-        self._failure: BaseException | None = None
+        self.failure: BaseException | None = None
         self._lanes: list[threading.Thread] = []
         self._workers: dict[str, WorkerProcess] = {}
 
@@ -117,6 +117,11 @@ class LocalEngine:
         self.start()
         self.run_down()
 
+    @property
+    def running(self) -> bool:
+        """Whether any lane is still at work."""
+        return any(lane.is_alive() for lane in self._lanes)
+
     def start(self) -> None:
         """Start the lanes and return."""
         self._lanes = [
@@ -131,8 +136,8 @@ class LocalEngine:
         for lane in self._lanes:
             while lane.is_alive():
                 lane.join(0.1)  # short, so that Ctrl-C is seen
-        if self._failure is not None:
-            raise self._failure
+        if self.failure is not None:
+            raise self.failure
 
     def _lane(self, name: str, device: str) -> None:
         worker = WorkerProcess(
@@ -157,7 +162,7 @@ class LocalEngine:
         except Stopped:
             return
         except BaseException as error:  # handed to the caller of run(), which raises it
-            self._failure = error
+            self.failure = error
             self._stop.set()
         finally:
             worker.close()

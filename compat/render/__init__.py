@@ -1,7 +1,7 @@
 """Turn a stored run into text that people and tools read.
 
-In: a `Run`. Out: text. Rendering is pure: no clock, no environment, no file but a renderer's own template. Each renderer is
-imported when it is first asked for, because `compat list` must not pay for HTML.
+In: a `Run`. Out: text. Rendering is pure: no clock, no environment, no file but a renderer's own template. Each
+renderer is imported when it is first asked for, because `compat list` must not pay for HTML.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ FORMATS: tuple[str, ...] = ("terminal", "markdown", "html", "json")
 def render(run: Run, format: str, *, width: int = 80, color: bool = False, ascii: bool = False) -> str:
     """`run` as text in one of `FORMATS`, ending in a newline.
 
-    `width` (columns, at least 40), `color` (escape codes) and `ascii` (no glyph beyond ASCII in marks) concern `terminal`
-    only. Raises `ValueError` for an unknown format.
+    `width` (columns, at least 40), `color` (escape codes) and `ascii` (no glyph beyond ASCII in marks) concern
+    `terminal` only. Raises `ValueError` for an unknown format.
     """
     match format:
         case "terminal":

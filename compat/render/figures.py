@@ -27,6 +27,16 @@ def figure(value: float | None, unit: str = "") -> str:
     return f"{text} {label(unit, 20)}" if unit else text
 
 
+def ratio(value: float) -> str:
+    """A speedup with two decimals, such as `1.25x`."""
+    return f"{bare_ratio(value)}x"
+
+
+def bare_ratio(value: float) -> str:
+    """A speedup without its unit."""
+    return f"{value:.2f}" if value < 1000 else f"{value:.2e}"
+
+
 def size(value: float) -> str:
     """A number of bytes in the largest unit that keeps it above one."""
     for unit in ("B", "KiB", "MiB", "GiB"):

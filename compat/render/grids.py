@@ -1,7 +1,7 @@
 """Lay the cells of a run out as tables that hold every cell exactly once.
 
-In: the cells of a run. Out: panels (one for each quantization and each set of further axis values), each with one grid of
-models by attention for each dtype. All orders are fixed, so that two runs can be read side by side.
+In: the cells of a run. Out: panels (one for each quantization and each set of further axis values), each with one
+grid of models by attention for each dtype. All orders are fixed, so that two runs can be read side by side.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "flex_attention",
     ),
 }
-"""Well-known values come first, in this order; others follow in the order of the run. Models keep the order of the run."""
+"""Well-known values come first, in this order; others, and all models, keep the order of the run."""
 
 Extras = tuple[tuple[str, str], ...]
 

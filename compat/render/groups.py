@@ -1,7 +1,7 @@
 """Gather what went wrong by its cause, so that forty red cells with one reason read as one line.
 
-In: the cells of a run. Out: groups of bad, degraded and inconclusive checks by signature, and groups of cells that were not
-asked by reason.
+In: the cells of a run. Out: groups of bad, degraded and inconclusive checks by signature, and groups of cells that
+were not asked by reason.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MEASURED: frozenset[Outcome] = frozenset({Outcome.FAIL, Outcome.DEGRADED})
 """Outcomes that a measurement decides: only there is one cell worse than another."""
 
 CELL = "cell"
-"""Stands for a check where the cell has an outcome that none of its checks carries (its worker died, it was not reached)."""
+"""Stands for a check where a cell has an outcome that none of its checks carries, as when it was not reached."""
 
 _NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?")
 
@@ -50,7 +50,7 @@ Finding = tuple[Cell, Check]
 
 
 def failures(cells: Sequence[Cell], limit: int = 4) -> tuple[Group, ...]:
-    """Groups of all checks with a `FAILING` outcome: the worst outcome first, then the most cells. `limit`: patterns each."""
+    """Groups of all `FAILING` checks: the worst outcome first, then the most cells; at most `limit` patterns each."""
     found: dict[tuple[Outcome, str, str], list[Finding]] = {}
     for cell in cells:
         for check in _answers(cell):
@@ -118,7 +118,7 @@ def _group(outcome: Outcome, signature: str, found: Sequence[Finding], universe:
 
 
 def _worst(found: Sequence[Finding]) -> tuple[Cell, Check, Measurement | None]:
-    """The finding with the worst figure of the measurement that decides, or the first finding when none is comparable."""
+    """The finding with the worst figure of the deciding measurement, or the first when none is comparable."""
     first_cell, first = found[0]
     if first.outcome not in MEASURED:
         return first_cell, first, None

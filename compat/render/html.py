@@ -1,8 +1,8 @@
 """The report on a run as one page that needs nothing else: no network, no files beside it.
 
-In: a `Run`. Out: HTML. The page reads without scripts; with them it filters and shows the evidence of a cell. Text of the run
-is escaped by the template, or travels as JSON in which nothing can end the script element; a content security policy allows
-the page's own script and style by their hash and nothing else.
+In: a `Run`. Out: HTML. The page reads without scripts; with them it filters and shows the evidence of a cell. Text of
+the run is escaped by the template, or travels as JSON in which nothing can end the script element; a content security
+policy allows the page's own script and style by their hash and nothing else.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import msgspec
 from markupsafe import Markup
 
 from compat.records import BAD, Cell, Check, Evidence, Measurement, Run
-from compat.render.figures import duration, figure, flat, plain, plural
+from compat.render.figures import duration, figure, flat, plain, plural, ratio
 from compat.render.grids import AXES, Grid, Panel, axis_value, in_order
 from compat.render.groups import Group
 from compat.render.inert import clip, label, one_line, visible
@@ -30,6 +30,9 @@ from compat.render.symbols import ABSENT, SYMBOLS, Symbol, symbol
 
 TRACEBACK_LIMIT = 8000
 """Characters of a traceback on the page; its end is what tells. All of it is in run.json."""
+
+LOWEST_POWER, HIGHEST_POWER = -6, 10
+"""Powers of two between which speedups are drawn; what lies beyond is drawn at the edge."""
 
 
 def render_html(run: Run) -> str:
@@ -42,7 +45,7 @@ def render_html(run: Run) -> str:
         run_id=label(run.run.id),
         report=report,
         total=len(run.cells),
-        chips=[(symbol(o), n) for o, n in report.counts],
+        chips=[(symbol(o), dict(report.counts).get(o, 0)) for o in READING_ORDER if _occurs(o.value, report)],
         absent=ABSENT,
         panels=[_panel(panel, numbers) for panel in report.panels],
         filters=_filters(run, report),
@@ -67,9 +70,11 @@ def _resource(name: str) -> str:
 
 @cache
 def _template() -> jinja2.Template:
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
     environment.filters["plural"] = plural
-    environment.filters["label"] = label
+    environment.filters["ratio"] = ratio
     return environment.from_string(_resource("report.html.j2"))
 
 
@@ -106,11 +111,11 @@ def _slot(cell: Cell, numbers: dict[int, int]) -> dict[str, Any]:
     }
 
 
-def _filters(run: Run, report: Report) -> list[tuple[str, list[str]]]:
-    """Name and choices of each filter that can tell cells apart."""
-    found = [(axis, _choices(run, axis)) for axis in _axes(run)]
-    found.append(("check", [label(name) for name, _ in report.checks]))
-    return [(name, choices) for name, choices in found if len(choices) > 1]
+def _filters(run: Run, report: Report) -> list[tuple[str, str, list[str]]]:
+    """Form name, label and choices of each filter that can tell cells apart."""
+    found = [(f"is.{label(axis)}", label(axis), _choices(run, axis)) for axis in _axes(run)]
+    found.append(("check", "check", [label(name) for name, _ in report.checks]))
+    return [(name, text, choices) for name, text, choices in found if len(choices) > 1 or name == "check"]
 
 
 def _axes(run: Run) -> list[str]:
@@ -140,7 +145,9 @@ def _group(number: int, group: Group, run: Run) -> dict[str, Any]:
 
 
 def _occurs(outcome: str, report: Report) -> bool:
-    return any(o == outcome for o, _ in report.counts) or any(o == outcome for _, counts in report.checks for o in counts)
+    return any(o == outcome for o, _ in report.counts) or any(
+        o == outcome for _, counts in report.checks for o in counts
+    )
 
 
 def _check_rows(report: Report) -> list[tuple[str, list[int]]]:
@@ -168,11 +175,11 @@ def _charts(speed: Speed) -> list[dict[str, Any]]:
     measured = [p for row in speed.rows for p in (row.prefill, row.decode) if p]
     if not measured:
         return []
-    low = math.floor(math.log2(min(0.5, *(p.low for p in measured))) * 1.0001)
-    high = math.ceil(math.log2(max(2.0, *(p.high for p in measured))) * 0.9999)
+    low = max(math.floor(math.log2(min(0.5, *(p.low for p in measured)))), LOWEST_POWER)
+    high = min(math.ceil(math.log2(max(2.0, *(p.high for p in measured)))), HIGHEST_POWER)
 
     def at(value: float) -> float:
-        return 100 * (math.log2(value) - low) / (high - low)
+        return 100 * (min(max(math.log2(value), low), high) - low) / (high - low)
 
     def bar(attention: str, p: Speedups) -> Bar:
         box = at(p.quartile_low)
@@ -190,7 +197,7 @@ def _charts(speed: Speed) -> list[dict[str, Any]]:
 
 
 def _data(run: Run, report: Report) -> str:
-    """What the script needs, as JSON that is inert inside a script element. Lists point into shared tables to stay small."""
+    """What the script needs, as JSON that is inert inside a script element; names are shared by number."""
     metrics: dict[tuple[str, str, str], int] = {}
     checks = {name: number for number, (name, _) in enumerate(report.checks)}
     member: dict[int, list[int]] = {}
@@ -262,13 +269,15 @@ def _check(check: Check, number: int, metrics: dict[tuple[str, str, str], int]) 
 
 
 def _filled(values: dict[str, Any]) -> dict[str, Any]:
-    """`values` without the empty ones; a zero that means something must not be passed through here under another key."""
+    """`values` without the empty ones; only under the key `o` does a zero mean something."""
     return {key: value for key, value in values.items() if key == "o" or value not in ("", 0, [], None)}
 
 
 def _measurement(measurement: Measurement, metrics: dict[tuple[str, str, str], int]) -> list[Any]:
     """Metric number, value, interval and count of samples. The samples themselves stay in run.json."""
-    better = {"lower": "lower is better", "higher": "higher is better", "equal": "has a target"}.get(measurement.better, "")
+    better = {"lower": "lower is better", "higher": "higher is better", "equal": "has a target"}.get(
+        measurement.better, ""
+    )
     key = (label(measurement.name), better, one_line(measurement.method, 80))
     number = metrics.setdefault(key, len(metrics))
     interval = ""

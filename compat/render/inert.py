@@ -1,7 +1,7 @@
 """Make text that comes from a run inert before it reaches a page: names, messages and tracebacks are not ours.
 
-In: any text. Out: text without control, invisible or direction-changing characters; each is spelled out (`\\x1b`, `\\u202e`)
-where it stood, so that a reader sees it. Escaping for HTML or Markdown comes on top, in those renderers.
+In: any text. Out: text without control, invisible or direction-changing characters; each is spelled out (`\\x1b`,
+`\\u202e`) where it stood, so that a reader sees it. Escaping for HTML or Markdown comes on top, in those renderers.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def visible(text: str, *, lines: bool = False) -> str:
 
 
 def one_line(text: str, limit: int = 400) -> str:
-    """`text` on one line: runs of white space become one space, the rest is made `visible`, cut after `limit` characters."""
+    """`text` on one line: white space becomes single spaces, the rest `visible`, cut after `limit` characters."""
     return clip(visible(" ".join(text[: 8 * limit].split())), limit)
 
 

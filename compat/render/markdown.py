@@ -1,7 +1,8 @@
 """The report on a run as GitHub-flavoured Markdown, and its grid tables alone for other pages to embed.
 
-In: a `Run`. Out: Markdown. All text that comes from a run stands in code: neither mentions, links, issue numbers, emoji nor
-formulas are recognised there, and what could end the code or a table cell is written as a character reference.
+In: a `Run`. Out: Markdown. All text that comes from a run stands in code: neither mentions, links, issue numbers,
+emoji nor formulas are recognised there, and what could end the code or a table cell is written as a character
+reference.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from compat.records import BAD, Run
-from compat.render.figures import plural
+from compat.render.figures import bare_ratio, plural, ratio
 from compat.render.grids import Grid, Panel, panels
 from compat.render.groups import Group
 from compat.render.inert import label, visible
@@ -32,7 +33,13 @@ def render_markdown(run: Run) -> str:
         tables = "\n\n".join(_panel(panel, None))
         title = f"Matrix: {panel.title}"
         parts.append(f"## {_plain(title)}\n\n{tables}" if number < SHOWN_PANELS else _fold(title, tables))
-    parts += [_legend([(p, g) for p in report.panels for g in p.grids]), *_failures(report), *_not_asked(report), *_speed(report.speed), *_checks(report)]
+    parts += [
+        _legend([(p, g) for p in report.panels for g in p.grids]),
+        *_failures(report),
+        *_not_asked(report),
+        *_speed(report.speed),
+        *_checks(report),
+    ]
     if report.command:
         parts.append(f"## Run again\n\n{_block(report.command, 'sh')}")
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -47,8 +54,8 @@ def matrix_tables(
 ) -> str:
     """The grid tables of `run` alone, for the dtypes and quantizations named (all when None), ending in a newline.
 
-    A line before them says on what they were measured, and when; `legend` adds what the marks mean. Raises `ValueError` when
-    nothing is selected: an embedded table must not vanish unnoticed.
+    A line before them says on what they were measured, and when; `legend` adds what the marks mean. Raises
+    `ValueError` when nothing is selected: an embedded table must not vanish unnoticed.
     """
     chosen = [p for p in panels(run.cells) if quantizations is None or p.quantization in quantizations]
     tables = [table for panel in chosen for table in _panel(panel, dtypes)]
@@ -66,17 +73,19 @@ def code(text: str, limit: int = 400) -> str:
 
 
 def _code_element(text: str) -> str:
-    """`text` in a code element. A zero-width space after each at sign keeps mentions and mail addresses from being seen."""
+    """`text` in a code element, for what backticks cannot hold."""
     return "<code>" + _plain(text) + "</code>"
 
 
 def _plain(text: str) -> str:
     """`text` with all that Markdown or GitHub gives a meaning to written as character references."""
     text = visible(text)
-    return "".join(_reference(char, before, after) for before, char, after in zip(" " + text, text, text[1:] + " "))
+    around = zip(" " + text[:-1], text, text[1:] + " ", strict=True) if text else ()
+    return "".join(_reference(char, before, after) for before, char, after in around)
 
 
 def _reference(char: str, before: str, after: str) -> str:
+    """`char` as itself or as a reference; a zero-width space parts an at or number sign from the name that follows."""
     harmless = char.isalnum() or char in " ,;()=%+-/'" or ord(char) > 127
     if harmless or (char == "." and not before.isalpha()) or (char == ":" and after == " "):
         return char
@@ -198,8 +207,8 @@ def _speed(speed: Speed) -> Iterator[str]:
     if not speed.rows and not speed.left_out:
         return
     yield (
-        "## Speed against eager\n\nMedian over cells, range in brackets; faster and slower: cells whose 95% interval lies "
-        f"wholly above or below 1. {plural(speed.left_out, 'cell')} left out that fail another check."
+        "## Speed against eager\n\nMedian over cells, range in brackets; faster and slower: cells whose 95% interval "
+        f"lies wholly above or below 1. {plural(speed.left_out, 'cell')} left out that fail another check."
     )
     head = ["attention", "cells", *(f"{phase}{more}" for phase in PHASES for more in ("", " faster / slower"))]
     rows = []
@@ -208,7 +217,9 @@ def _speed(speed: Speed) -> Iterator[str]:
         texts = [code(row.attention, 60), f"{max((p.cells for p in phases if p), default=0):,}"]
         for p in phases:
             texts += (
-                [f"{p.median:.2f}x ({p.low:.2f} to {p.high:.2f})", f"{p.faster:,} / {p.slower:,}"] if p else ["-", "-"]
+                [f"{ratio(p.median)} ({bare_ratio(p.low)} to {bare_ratio(p.high)})", f"{p.faster:,} / {p.slower:,}"]
+                if p
+                else ["-", "-"]
             )
         rows.append(texts)
     if rows:

@@ -73,7 +73,7 @@ def _grow(box: Box, chosen: set[tuple[str, ...]], everything: set[tuple[str, ...
 
 
 def _cover(points: Sequence[tuple[str, ...]], turn: int, count: int) -> list[Box]:
-    """Boxes that hold `points` exactly: join boxes which differ on one axis only, one axis after the other, from `turn`."""
+    """Boxes that hold exactly `points`: join those which differ on one axis only, axis after axis, from `turn`."""
     boxes: list[Box] = [tuple(frozenset((v,)) for v in point) for point in points]
     for step in range(count):
         axis = (turn + step) % count

@@ -10,12 +10,13 @@
   const form = one(".filters"), drawer = one("#drawer"), shown = one(".shown"), clear = one(".clear");
   const buttons = [];
   for (const button of all("button.cell")) buttons[Number(button.dataset.i)] = button;
-  const chips = all(".chip"), selects = all("select", form), search = form.elements.q;
+  const chips = all(".chip"), selects = all("select", form), search = one("input[type=search]", form);
   const state = { outcomes: new Set(), picks: {}, q: "", group: null, cell: null };
   const texts = data.cells.map((cell) => [cell.id, cell.r, ...(cell.c || []).flatMap((c) => [c.r, c.g, ...(c.x || []).slice(0, 2)])]
     .filter(Boolean).join("\n").toLowerCase());
   const byId = new Map(data.cells.map((cell, i) => [cell.id, i]));
   const checksOf = data.cells.map((cell) => new Map((cell.c || []).map((c) => [c.n, c.o])));
+  const usual = new Set(data.cells.map((cell) => slugs[cell.o]));
   let matches = data.cells.map((_, i) => i), listed = LIST_STEP, lens = -1, opener = null;
 
   function make(tag, properties = {}, ...children) {
@@ -35,7 +36,7 @@
     lens = state.picks.check ? data.checks.indexOf(state.picks.check) : -1;
     if (lens !== before) repaint();
     const words = state.q.toLowerCase().split(/\s+/).filter(Boolean);
-    const picks = Object.entries(state.picks).filter(([name]) => name !== "check").map(([name, value]) => [data.axes.indexOf(name), value]);
+    const picks = Object.entries(state.picks).filter(([name]) => name !== "check").map(([name, value]) => [data.axes.indexOf(name.slice(3)), value]);
     const counts = new Array(slugs.length).fill(0);
     matches = [];
     data.cells.forEach((cell, i) => {
@@ -51,6 +52,7 @@
     for (const chip of chips) {
       const slug = chip.dataset.outcome;
       chip.setAttribute("aria-pressed", String(state.outcomes.has(slug)));
+      chip.hidden = !usual.has(slug) && !counts[slugs.indexOf(slug)] && !state.outcomes.has(slug);
       one("b", chip).textContent = counts[slugs.indexOf(slug)].toLocaleString("en");
     }
     for (const row of all(".grid tbody tr")) row.hidden = filtered && !one("button.cell:not(.off)", row);
@@ -98,7 +100,7 @@
     const pairs = new URLSearchParams();
     if (state.cell !== null) pairs.set("cell", data.cells[state.cell].id);
     if (state.outcomes.size) pairs.set("outcome", Array.from(state.outcomes).join(","));
-    for (const [name, value] of Object.entries(state.picks)) pairs.set("is." + name, value);
+    for (const [name, value] of Object.entries(state.picks)) pairs.set(name, value);
     if (state.q) pairs.set("q", state.q);
     if (state.group !== null) pairs.set("cause", String(state.group + 1));
     return pairs.toString();
@@ -120,7 +122,7 @@
     state.group = Number.isInteger(cause) && cause >= 0 && cause < data.groups.length ? cause : null;
     state.picks = {};
     for (const select of selects) {
-      select.value = pairs.get("is." + select.name) || "";
+      select.value = pairs.get(select.name) || "";
       if (select.selectedIndex < 0) select.value = "";
       if (select.value) state.picks[select.name] = select.value;
     }

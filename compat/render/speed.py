@@ -1,8 +1,9 @@
 """Summarise what each attention backend gains over eager.
 
-In: the cells of a run whose `speed` check measured `prefill_speedup` or `decode_speedup` (ratio to eager, higher is better).
-Out: for each backend and phase the median, quartiles and range over cells, and in how many cells the 95% interval lies wholly
-above or below 1. Cells that give wrong results are left out and counted: the speed of a wrong answer is no speed.
+In: the cells of a run whose `speed` check measured `prefill_speedup` or `decode_speedup` (ratio to eager, higher is
+better). Out: for each backend and phase the median, quartiles and range over cells, and in how many cells the 95%
+interval lies wholly above or below 1. Cells that give wrong results are left out and counted: the speed of a wrong
+answer is no speed.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The one table of marks for outcomes, used by every format, so that colour never carries a meaning alone.
 
-In: an outcome, or None for a combination that the matrix does not hold. Out: its mark, word and meaning. Every glyph is one
-column wide in every locale (no East Asian ambiguous character). Letters: upper case asks for a look, lower case says that
-nothing was asked of the cell.
+In: an outcome, or None for a combination that the matrix does not hold. Out: its mark, word and meaning. Every glyph
+is one column wide in every locale (no East Asian ambiguous character). Letters: upper case asks for a look, lower
+case says that nothing was asked of the cell.
 """
 
 from __future__ import annotations

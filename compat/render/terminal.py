@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from compat.records import BAD, Run
-from compat.render.figures import plural
+from compat.render.figures import bare_ratio, plural, ratio
 from compat.render.groups import Group
 from compat.render.inert import label, visible
 from compat.render.speed import PHASES
@@ -141,7 +141,11 @@ def _speed(report: Report, width: int) -> Iterator[Line]:
         phases = [row.phase(phase) for phase in PHASES]
         texts = [short[row.attention], str(max((p.cells for p in phases if p), default=0))]
         for p in phases:
-            texts += [f"{p.median:.2f}x", f"{p.low:.2f}-{p.high:.2f}", f"{p.faster}/{p.slower}"] if p else ["-"] * 3
+            texts += (
+                [ratio(p.median), f"{bare_ratio(p.low)}-{bare_ratio(p.high)}", f"{p.faster}/{p.slower}"]
+                if p
+                else ["-"] * 3
+            )
         rows.append(texts)
     if rows:
         yield from table(head, rows, width)
@@ -176,6 +180,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], width: int, styles
     style = list(styles) or [""] * (len(head) - 1)
     sizes = [max(text_width(row[i]) for row in (head, *rows)) for i in range(len(head))]
     sizes[0] = min(sizes[0], width // 2)
+    sizes[1:] = [min(size, width - sizes[0] - 2) for size in sizes[1:]]
     first = 1
     while first < len(head):
         last, used = first, sizes[0]

@@ -1,8 +1,8 @@
 """Draw the grids of a run in as few columns as they take.
 
-In: panels. Out: lines. One table for each panel, models down, attention across; a table cell holds one mark for each dtype, side
-by side, so that 25 models x 10 backends x 3 dtypes are one table of 80 columns. Narrow panels with the same models stand
-beside each other; wide ones continue below.
+In: panels. Out: lines. One table for each panel, models down, attention across; a table cell holds one mark for each
+dtype, side by side, so that 25 models x 10 backends x 3 dtypes are one table of 80 columns. Narrow panels with the
+same models stand beside each other; wide ones continue below.
 """
 
 from __future__ import annotations

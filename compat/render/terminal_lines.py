@@ -60,7 +60,7 @@ def pad(text: str, width: int, right: bool = False) -> str:
 
 
 def wrap(text: str, width: int, *, indent: str = "", first: str | None = None, style: str = "") -> list[Line]:
-    """`text` on as many lines as it takes, each starting with `indent` (the first with `first` if given). Never empty."""
+    """`text` on as many lines as it takes (at least one), after `indent`, or `first` on the first line if given."""
     head = indent if first is None else first
     lines: list[str] = []
     room = width - len(indent)
@@ -89,7 +89,7 @@ def _wrap_wide(text: str, room: int) -> Iterator[str]:
 
 
 def fill(head: str, items: Sequence[Line], width: int) -> Iterator[Line]:
-    """`items` after `head`, two spaces apart, as many on a line as fit; later lines are indented below the first item."""
+    """`items` after `head`, two spaces apart, as many on a line as fit; later lines start below the first item."""
     line: Line = [(head, "dim")]
     used = start = len(head)
     for item in items:

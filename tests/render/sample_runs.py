@@ -26,12 +26,43 @@ from compat.records import (
 
 O = Outcome  # noqa: E741
 MODELS = (
-    "llama qwen2 qwen3 mistral mixtral gemma gemma2 gemma3 phi phi3 falcon gpt2 gpt_neox gptj opt bloom "
-    "stablelm starcoder2 olmo2 granite deepseek_v3 mamba t5 bert whisper"
-).split()
+    "llama",
+    "qwen2",
+    "qwen3",
+    "mistral",
+    "mixtral",
+    "gemma",
+    "gemma2",
+    "gemma3",
+    "phi",
+    "phi3",
+    "falcon",
+    "gpt2",
+    "gpt_neox",
+    "gptj",
+    "opt",
+    "bloom",
+    "stablelm",
+    "starcoder2",
+    "olmo2",
+    "granite",
+    "deepseek_v3",
+    "mamba",
+    "t5",
+    "bert",
+    "whisper",
+)
 ATTENTIONS = (
-    "eager sdpa sdpa-math sdpa-flash sdpa-efficient sdpa-cudnn flash_attention_2 flash_attention_3 flex_attention"
-).split()
+    "eager",
+    "sdpa",
+    "sdpa-math",
+    "sdpa-flash",
+    "sdpa-efficient",
+    "sdpa-cudnn",
+    "flash_attention_2",
+    "flash_attention_3",
+    "flex_attention",
+)
 DTYPES = ("fp32", "fp16", "bf16")
 QUANTIZATIONS = ("none", "bnb-int8", "bnb-fp4", "bnb-nf4", "bnb-nf4-dq")
 
@@ -126,7 +157,7 @@ def refused(place: str, reason: str, outcome: Outcome = O.UNSUPPORTED, type_name
     raised = ExceptionInfo(
         type=type_name,
         message=reason,
-        refusal="attention-not-supported",
+        refusal=outcome.value + "-" + type_name.lower(),
         traceback=f'Traceback (most recent call last):\n  File "load.py", line 88, in load\n{type_name}: {reason}',
     )
     return a_cell(

@@ -1,0 +1,270 @@
+"""The pytest plugin: a front end on the same flow as the `compat` command.
+
+It makes the suites' parameters from a matrix, orders them as the plan does, starts the executor for what is left after
+`-k`, `--lf` and the like, and lets each test wait for its own result. It does nothing in sessions without compat's suites.
+
+    pytest                                                    # in a checkout
+    pytest --pyargs compat.suites --compat-matrix M.toml      # anywhere
+    pytest -k "llama and bf16 and sdpa" -x
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Generator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from compat.records import Check, Outcome, Run
+
+if TYPE_CHECKING:
+    from compat.matrix import CellSpec
+    from compat.session import Session
+
+FAILING = frozenset(
+    {Outcome.FAIL, Outcome.CRASH, Outcome.ERROR, Outcome.OOM, Outcome.TIMEOUT, Outcome.DEGRADED}
+)
+"""Outcomes that fail a test. The others, but for pass, skip it."""
+
+SUITES = "compat.suites"
+_PREFIX = "test_"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options share the prefix --compat."""
+    group = parser.getgroup("compat", "compat: model x dtype x attention x quantization")
+    group.addoption("--compat-matrix", default="default", metavar="FILE", help="matrix (default: compat's own)")
+    group.addoption("--compat-device", default="auto", choices=("auto", "cpu", "cuda"))
+    group.addoption("--compat-cells", action="append", default=[], metavar="PATTERN", help="ids with wildcards")
+    group.addoption("--compat-out", type=Path, metavar="DIR", help="folder of the run (default: compat-runs/ID)")
+    group.addoption("--compat-workers", type=int, metavar="N", help="worker processes (default: one a device)")
+    group.addoption("--compat-timeout", type=float, metavar="SECONDS", help="limit of every check")
+    group.addoption("--compat-cache", type=Path, metavar="DIR", help="folder for checkpoints that compat makes")
+    group.addoption("--compat-seed", type=int, metavar="N", help="seed of inputs (default: the matrix's)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Refuse xdist for the suites: its processes would each load every model and disturb each other's timing."""
+    config.addinivalue_line("markers", "compat(cell, check): a check of a cell of the matrix")
+    if getattr(config.option, "numprocesses", None) and _names_suites(config):
+        raise pytest.UsageError(_NO_XDIST)
+    config.pluginmanager.register(_State(config), "compat-state")
+
+
+_NO_XDIST = (
+    "compat's suites do not run under pytest-xdist (-n): one worker process a device shares each load among checks. "
+    "Use --compat-workers N for more workers, or split the matrix with --compat-cells."
+)
+
+
+def _names_suites(config: pytest.Config) -> bool:
+    folder = Path(__file__).parent / "suites"
+    for argument in config.args:
+        text = argument.split("::")[0]
+        if text == SUITES or text.startswith(f"{SUITES}."):
+            return True
+        path = (config.invocation_params.dir / text).resolve()
+        if path == folder or path.is_relative_to(folder):
+            return True
+    return False
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """One parameter for each cell that has the test's check."""
+    if "compat_task" not in metafunc.fixturenames:
+        return
+    check = metafunc.function.__name__.removeprefix(_PREFIX)
+    state = _state(metafunc.config)
+    cells = [c for c in state.cells() if check in c.checks]
+    metafunc.parametrize("compat_cell", cells, ids=[c.id for c in cells])
+
+
+@pytest.fixture
+def compat_task(request: pytest.FixtureRequest, compat_cell: CellSpec) -> Task:
+    """The check that the test is named after, of the cell that it is parametrized with."""
+    name = getattr(request.node, "originalname", request.node.name)
+    task = Task(compat_cell, name.removeprefix(_PREFIX), _state(request.config))
+    request.node.user_properties += [*compat_cell.axes.items(), ("check", task.check)]
+    return task
+
+
+@dataclass(frozen=True)
+class Task:
+    """A check of a cell, as a test sees it."""
+
+    cell: CellSpec
+    check: str
+    state: _State = field(repr=False)
+
+    def result(self) -> Check:
+        """Wait for the result. Raises what ended the run, if it ended before."""
+        return self.state.wait(self.cell.id, self.check)
+
+    def expect_pass(self) -> None:
+        """Pass, skip or fail the running test as the result says."""
+        __tracebackhide__ = True
+        result = self.result()
+        if result.outcome == Outcome.PASS:
+            return
+        if result.outcome in FAILING:
+            pytest.fail(explain(self.cell.id, result), pytrace=False)
+        pytest.skip(f"{result.outcome.value}: {result.reason}")
+
+
+def explain(cell: str, check: Check) -> str:
+    """Cell, outcome, figures against thresholds, kernels, exception and how to run it again."""
+    lines = [f"{cell}: {check.name} is {check.outcome.value}: {check.reason}"]
+    if check.evidence.kernels:
+        lines.append(f"kernels seen: {', '.join(sorted(check.evidence.kernels))}")
+    if check.evidence.exception is not None:
+        lines.append(check.evidence.exception.traceback.strip()[-1500:])
+    if check.evidence.repro:
+        lines.append(f"again: {check.evidence.repro}")
+    return "\n".join(lines)
+
+
+def _state(config: pytest.Config) -> _State:
+    state = config.pluginmanager.get_plugin("compat-state")
+    assert isinstance(state, _State)
+    return state
+
+
+class _State:
+    """What one pytest session knows: the matrix, the run under way, its result."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
+        self.session: Session | None = None
+        self.run: Run | None = None
+        self.folder: Path | None = None
+        self._cells: tuple[CellSpec, ...] | None = None
+        self._results: dict[tuple[str, str], Check] = {}
+        self._arrived = threading.Condition()
+
+    # -- collection ----------------------------------------------------------------------------------------------
+
+    def cells(self) -> tuple[CellSpec, ...]:
+        """The cells of the matrix that would run. Raises UsageError for a matrix that cannot be used."""
+        if self._cells is None:
+            from compat import device
+            from compat.matrix import MatrixError, read_matrix
+            from compat.plan import make_plan, select
+
+            kind = self.config.getoption("--compat-device")
+            kind = device.detect().type if kind == "auto" else kind
+            try:
+                matrix = read_matrix(self._matrix_path(), kind)
+            except MatrixError as error:
+                raise pytest.UsageError(str(error)) from error
+            chosen = select(matrix.cells, self.config.getoption("--compat-cells"))
+            self._cells = make_plan(chosen).cells
+        return self._cells
+
+    def _matrix_path(self) -> Path:
+        from compat.builtin import matrices_folder
+
+        named = self.config.getoption("--compat-matrix")
+        if named == "default" and not Path(named).exists():
+            return matrices_folder() / "default.toml"
+        return self.config.invocation_params.dir / named
+
+    def _tasks(self, items: list[pytest.Item]) -> dict[tuple[str, str], pytest.Item]:
+        return {
+            (item.callspec.params["compat_cell"].id, item.originalname.removeprefix(_PREFIX)): item
+            for item in items
+            if isinstance(item, pytest.Function) and "compat_task" in item.fixturenames and hasattr(item, "callspec")
+        }
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
+        """Put compat's tests in the order of the plan: all checks of a cell together, cells by load group."""
+        tasks = self._tasks(items)
+        if not tasks:
+            return
+        if hasattr(config, "workerinput"):
+            raise pytest.UsageError(_NO_XDIST)
+        wanted = [(cell.id, check) for cell in self.cells() for check in cell.checks]
+        ordered = [tasks[key] for key in wanted if key in tasks]
+        own = set(ordered)
+        items[:] = [*(i for i in items if i not in own), *ordered]
+
+    # -- execution -----------------------------------------------------------------------------------------------
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> Generator[None, object, object]:
+        """Run the plan of the selected tests in the background while pytest goes through them."""
+        tasks = self._tasks(session.items)
+        if not tasks or self.config.option.collectonly:
+            return (yield)
+        self._start(frozenset(tasks))
+        try:
+            return (yield)
+        finally:
+            self._end()
+
+    def _start(self, tasks: frozenset[tuple[str, str]]) -> None:
+        from compat.session import Options, SessionError, prepare
+
+        option = self.config.getoption
+        options = Options(
+            matrix=self._matrix_path(),
+            device=option("--compat-device"),
+            tasks=tasks,
+            out=option("--compat-out"),
+            workers=option("--compat-workers"),
+            seed=option("--compat-seed"),
+            timeout_seconds=option("--compat-timeout"),
+            cache=option("--compat-cache"),
+            argv=("pytest", *self.config.invocation_params.args),
+        )
+        try:
+            self.session = prepare(options)
+        except SessionError as error:
+            raise pytest.UsageError(str(error)) from error
+        self.session.on_result = self._result
+        self.session.start()
+
+    def _result(self, cell: CellSpec, check: Check) -> None:
+        with self._arrived:
+            self._results[cell.id, check.name] = check
+            self._arrived.notify_all()
+
+    def wait(self, cell: str, check: str) -> Check:
+        """The result of a check; raises what ended the run when it ended without one."""
+        assert self.session is not None
+        with self._arrived:
+            while (cell, check) not in self._results:
+                self._arrived.wait(0.1)  # short, so that Ctrl-C is seen
+                if (cell, check) not in self._results and not self.session.running:
+                    self.session.raise_failure()
+                    pytest.fail("the run ended before this check", pytrace=False)
+            return self._results[cell, check]
+
+    def _end(self) -> None:
+        from compat.session import write_reports
+
+        assert self.session is not None
+        self.session.stop()
+        self.run, self.folder = self.session.finish()
+        write_reports(self.run, self.folder)
+
+    # -- report --------------------------------------------------------------------------------------------------
+
+    def pytest_report_header(self, config: pytest.Config) -> str | None:
+        """Which matrix, when the suites are what was asked for."""
+        if not _names_suites(config):
+            return None
+        return f"compat: matrix {self._matrix_path()}, device {config.getoption('--compat-device')}"
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        """The matrix, and where the run is stored."""
+        if self.run is None:
+            return
+        from compat.render import render
+
+        terminalreporter.section("compat")
+        terminalreporter.write(render(self.run, "terminal", width=80, color=terminalreporter.hasmarkup))
+        terminalreporter.write_line(f"Stored: {self.folder}")

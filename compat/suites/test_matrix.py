@@ -1,0 +1,40 @@
+"""One test for each (cell, check) of the matrix: `test_CHECK[model/dtype/attention/quantization]`.
+
+compat.plugin makes the parameters from the matrix, orders the tests as the plan wants them, and runs the plan in worker
+processes; a test waits for its own result. A test passes when its check passes; `degraded` and worse fail it; what could
+not be asked or decided is skipped with the reason.
+"""
+
+from __future__ import annotations
+
+from compat.plugin import Task
+
+
+def test_load(compat_task: Task) -> None:
+    """Does it load, and is what was asked for what runs?"""
+    compat_task.expect_pass()
+
+
+def test_agreement(compat_task: Task) -> None:
+    """Is it as close to the fp64 reference as eager in the same dtype is?"""
+    compat_task.expect_pass()
+
+
+def test_padding(compat_task: Task) -> None:
+    """Does padding change anything that it must not?"""
+    compat_task.expect_pass()
+
+
+def test_generation(compat_task: Task) -> None:
+    """Does generate follow the model, and the pipeline follow generate?"""
+    compat_task.expect_pass()
+
+
+def test_speed(compat_task: Task) -> None:
+    """How fast are prefill and decode against eager?"""
+    compat_task.expect_pass()
+
+
+def test_memory(compat_task: Task) -> None:
+    """Does it hold what its scheme says, before and after it runs?"""
+    compat_task.expect_pass()

@@ -1,0 +1,213 @@
+"""Law: text of a run is inert in every format, whatever it holds and wherever it stands."""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from rich.cells import cell_len
+
+from compat.records import (
+    Cell,
+    Check,
+    Environment,
+    Evidence,
+    ExceptionInfo,
+    FileIdentity,
+    Gpu,
+    Measurement,
+    Outcome,
+    Run,
+    RunInfo,
+    StackIdentity,
+    summarize,
+)
+from compat.render import render
+from compat.render.inert import visible
+
+from .reading import MARKS, Page
+
+PAYLOADS = (
+    "</script><script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    '" onmouseover="alert(1)" x="',
+    "{{ 7 * 7 }}{% raw %}",
+    "a|b||c\\|d\\",
+    "`code` ``` ~~~ \n```\n# title",
+    "line\nbreak\r\n| x | y |\r",
+    "\x1b[31mred\x1b]0;title\x07\x9b1m",
+    "\u202egnp.exe\u2066\u200f\u061c",
+    "@everyone #1 https://example.org www.example.org a@example.org :smile: $x$",
+    "[link](javascript:alert(1)) ![image](x) <!-- - 1. > # *a* _b_",
+    "\u2028\u2029\u0000\ufeff\u200b\U000e0041",
+    "\u6f22\u5b57" * 60,
+    "\u3164",
+    "",
+    "   ",
+    "x" * 10_000,
+    "__proto__",
+    "'; rm -rf / #",
+)
+hostile = st.one_of(
+    st.sampled_from(PAYLOADS),
+    st.text(max_size=40),
+    st.tuples(st.sampled_from(PAYLOADS), st.text(max_size=5)).map("".join),
+)
+figures = st.one_of(st.none(), st.floats(allow_nan=False, allow_infinity=False))
+LAW = settings(max_examples=25, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+
+
+@st.composite
+def checks(draw: st.DrawFn, name: str | None = None) -> Check:
+    """A check with hostile text in every place."""
+    raised = ExceptionInfo(type=draw(hostile), message=draw(hostile), traceback=draw(hostile), refusal=draw(hostile))
+    evidence = Evidence(
+        kernels={draw(hostile): draw(st.integers(0, 9))},
+        exception=draw(st.sampled_from([None, raised])),
+        signature=draw(hostile),
+        diverges_at=draw(hostile),
+        repro=draw(hostile),
+        facts={draw(hostile): draw(hostile), "deep": {draw(hostile): [draw(hostile), draw(figures)]}},
+    )
+    speedup = Measurement(name="prefill_speedup", unit="x", better="higher", value=draw(figures), ci95=(0.5, 2.0))
+    return Check(
+        name=name or draw(hostile),
+        outcome=draw(st.sampled_from(Outcome)),
+        reason=draw(hostile),
+        measurements=(
+            speedup,
+            Measurement(name=draw(hostile), unit=draw(hostile), value=draw(figures), method=draw(hostile)),
+        ),
+        evidence=evidence,
+    )
+
+
+@st.composite
+def runs(draw: st.DrawFn) -> Run:
+    """A run whose every text is hostile."""
+    names = draw(st.lists(hostile, min_size=1, max_size=3))
+    cells = []
+    for model in draw(st.lists(hostile, min_size=1, max_size=3)):
+        for attention in names:
+            axes = {"model": model, "dtype": draw(hostile), "attention": attention, "quantization": draw(hostile)}
+            axes |= draw(st.sampled_from([{}, {draw(hostile): draw(hostile)}]))
+            asked = (draw(checks()), draw(checks("speed")))
+            effective = {"attention": draw(hostile), draw(hostile): {draw(hostile): 1}}
+            outcome = draw(st.sampled_from(Outcome))
+            cells.append(
+                Cell(
+                    id=draw(hostile),
+                    axes=axes,
+                    outcome=outcome,
+                    reason=draw(hostile),
+                    effective=effective,
+                    checks=asked,
+                )
+            )
+    info = RunInfo(
+        id=draw(hostile),
+        started=draw(hostile),
+        ended=draw(hostile),
+        argv=(draw(hostile),),
+        matrix=FileIdentity(path=draw(hostile), sha256=draw(hostile)),
+        stack=StackIdentity(name=draw(hostile), sha256=draw(hostile)),
+        device=draw(hostile),
+        settings={draw(hostile): draw(hostile)},
+    )
+    machine = Environment(
+        python=draw(hostile),
+        cpu=draw(hostile),
+        driver=draw(hostile),
+        gpus=(Gpu(name=draw(hostile), arch=draw(hostile), memory_bytes=1),),
+        packages={"torch": draw(hostile), draw(hostile): draw(hostile)},
+    )
+    return Run(run=info, environment=machine, cells=tuple(cells), summary=summarize(cells, 1.0))
+
+
+def assert_visible(text: str) -> None:
+    """No control, format, private, unassigned or surrogate character but the newline."""
+    odd = {c for c in text if unicodedata.category(c) in {"Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp"}} - {"\n"}
+    assert not odd, odd
+
+
+@LAW
+@given(runs(), st.sampled_from([40, 80, 120]))
+def test_terminal_is_inert_and_keeps_its_width(run: Run, width: int) -> None:
+    text = render(run, "terminal", width=width)
+    assert_visible(text)
+    for line in text.split("\n"):
+        assert cell_len(line) <= width or line.startswith("   $ "), line
+
+
+@LAW
+@given(runs())
+def test_html_is_inert(run: Run) -> None:
+    text = render(run, "html")
+    assert_visible(text)
+    page = Page(text)
+    assert [a.get("type") for tag, a in page.elements if tag == "script"] == ["application/json", None]
+    assert text.count("<script") == text.count("</script") == 2
+    assert {tag for tag, _ in page.elements}.isdisjoint({"img", "iframe", "object", "link", "base", "embed"})
+    for tag, attributes in page.elements:
+        assert not [name for name in attributes if name.startswith("on") or name in ("style", "src", "srcdoc")], tag
+        assert attributes.get("href", "#").startswith("#")
+    assert sorted(page.numbers()) == list(range(len(run.cells)))
+    assert set(page.slots) <= MARKS
+    assert_visible(json.dumps(page.data, ensure_ascii=False).replace("\\n", ""))
+
+
+@LAW
+@given(runs())
+def test_markdown_is_inert(run: Run) -> None:
+    markdown_it = pytest.importorskip("markdown_it")
+    text = render(run, "markdown")
+    assert_visible(text)
+    tokens = markdown_it.MarkdownIt("commonmark").enable("table").parse(text)
+    flat = [t for token in tokens for t in [token, *(token.children or [])]]
+    kinds = {t.type for t in flat}
+    assert kinds.isdisjoint(
+        {"link_open", "image", "hr", "code_block", "blockquote_open", "ordered_list_open", "em_open"}
+    )
+    for token in flat:
+        if token.type in ("html_inline", "html_block"):
+            rest = re.sub(r"</?(?:details|summary|code)>", "", token.content)
+            assert "<" not in rest, token.content
+    _check_rows(text)
+    headings = [tokens[i + 1].content for i, t in enumerate(tokens) if t.type == "heading_open"]
+    assert all(h.startswith(("Matrix: ", "What went", "Speed", "Counts", "Run again", "Matrix&#58;")) for h in headings)
+
+
+def _check_rows(text: str) -> None:
+    """Within a table every row has as many cells as its head, none of them blank."""
+    fence, width = "", 0
+    for line in text.split("\n"):
+        if fence or line.startswith("```"):
+            found = re.match("`{3,}", line)
+            mark = found.group() if found else ""
+            fence = "" if fence and line == fence else fence or mark
+        elif line.startswith("|"):
+            cells = line[1:-1].split("|")
+            width = width or len(cells)
+            assert len(cells) == width, line
+        else:
+            width = 0
+
+
+@LAW
+@given(hostile)
+def test_visible_text_stays_as_it_is(text: str) -> None:
+    assert_visible(visible(text))
+    assert visible(visible(text)) == visible(text)
+
+
+def test_direction_marks_are_spelled_out_everywhere() -> None:
+    cell = Cell(id="evil\u202e", axes={"model": "evil\u202egnp"}, outcome=Outcome.FAIL, reason="r\u2066r")
+    run = Run(run=RunInfo(id="x", started=""), environment=Environment(), cells=(cell,), summary=summarize([cell], 0))
+    for format in ("terminal", "markdown", "html"):
+        text = render(run, format)
+        assert "\u202e" not in text
+        assert "u202egnp" in text
