@@ -253,10 +253,14 @@ def derive(check: str, measured: tuple[Measurement, ...], facts: Mapping[str, An
         added.append(
             Measurement(name=f"{phase}_speedup", unit="x", better="higher", values=shown, value=float(f"{middle:.4g}"),
                         ci95=(float(f"{low:.4g}"), float(f"{high:.4g}")), method="median of paired ratios, bootstrap"))  # fmt: skip
-        width = (high - low) / middle
-        added.append(Measurement(name=f"{phase}_interval", unit="of the median", better="lower",
-                                 value=float(f"{width:.4g}"), values=(float(f"{width:.4g}"),), method="single"))  # fmt: skip
+        added.append(_single(f"{phase}_speedup_high", high, "x", "higher"))
+        added.append(_single(f"{phase}_interval", (high - low) / middle, "of the median", "lower"))
     return (*measured, *added)
+
+
+def _single(name: str, value: float, unit: str, better: str) -> Measurement:
+    short = float(f"{value:.4g}")
+    return Measurement(name=name, unit=unit, better=better, value=short, values=(short,), method="single")
 
 
 def _by_rules(check: Check, context: Context) -> list[Verdict]:

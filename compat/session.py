@@ -246,7 +246,7 @@ def _header(
     info = RunInfo(
         id=run_id,
         started=f"{started:%Y-%m-%dT%H:%M:%SZ}",
-        argv=options.argv,
+        argv=options.argv[:1] and (Path(options.argv[0]).name.replace("__main__.py", "compat"), *options.argv[1:]),
         matrix=FileIdentity(path=_shown(matrix.path), sha256=matrix.sha256),
         device=kind,
         settings=settings,

@@ -7,6 +7,7 @@ off is ignored.
 
 from __future__ import annotations
 
+import gzip
 import os
 import threading
 from collections.abc import Iterable, Sequence
@@ -32,6 +33,8 @@ from compat.records import (
 
 JOURNAL = "cells.jsonl"
 RUN = "run.json"
+COMPRESSED = "run.json.gz"
+GZIP_MAGIC = b"\x1f\x8b"
 JOURNAL_SCHEMA = "compat-journal/1"
 
 
@@ -215,19 +218,22 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def read_run(where: Path) -> Run:
-    """The run in a folder or a run.json; a folder without run.json is read from its journal, as partial.
+    """The run in a folder, a run.json or a run.json.gz; a folder without either is read from its journal, as partial.
 
     Raises StoreError naming the file.
     """
-    if where.is_dir() and not (where / RUN).exists():
+    if where.is_dir() and not (where / RUN).exists() and not (where / COMPRESSED).exists():
         header, lines = read_journal(where)
         seconds = sum(line.check.seconds for line in lines)
         run = assemble(header, lines, seconds, "the run ended before this check")
         return msgspec.structs.replace(run, run=msgspec.structs.replace(run.run, complete=False))
     path = where / RUN if where.is_dir() else where
+    if where.is_dir() and not path.exists():
+        path = where / COMPRESSED
     try:
-        return decode_run(path.read_bytes())
+        data = path.read_bytes()
+        return decode_run(gzip.decompress(data) if data[:2] == GZIP_MAGIC else data)
+    except (gzip.BadGzipFile, EOFError, ValueError) as error:
+        raise StoreError(f"{path}: {error}") from error
     except OSError as error:
         raise StoreError(f"{path}: {error.strerror}") from error
-    except ValueError as error:
-        raise StoreError(f"{path}: {error}") from error

@@ -88,33 +88,34 @@ def _cover(points: Sequence[tuple[str, ...]], turn: int, count: int) -> list[Box
 def _text(axes: tuple[str, ...], box: Box, everything: set[tuple[str, ...]]) -> str:
     """`box` in words. Wildcards are tried one axis at a time, each against all that the earlier ones let in."""
     words: dict[int, str] = {}
-    allowed: list[frozenset[str] | set[str]] = list(box)
+    allowed: list[frozenset[str]] = list(box)
     for i in sorted(range(len(axes)), key=lambda i: axes[i] == "model"):
         others = [j for j in range(len(axes)) if j != i]
-        possible = {p[i] for p in everything if all(p[j] in allowed[j] for j in others)}
-        words[i], prefix = _values(axes[i], box[i], possible)
-        if prefix is not None:
-            allowed[i] = {p[i] for p in everything if p[i].startswith(prefix)}
+        possible = frozenset(p[i] for p in everything if all(p[j] in allowed[j] for j in others))
+        words[i], allowed[i] = _values(axes[i], box[i], possible, frozenset(p[i] for p in everything))
     plain = [words[i] for i, axis in enumerate(axes) if axis in AXES]
     further = [f"{label(a, 40)}={words[i]}" for i, a in enumerate(axes) if a not in AXES and box[i] != {""}]
     return "/".join(plain + further)
 
 
-def _values(axis: str, chosen: frozenset[str], possible: set[str]) -> tuple[str, str | None]:
-    """One word for `chosen` (the value, `*`, `prefix*` or `{a,b}`), and the prefix that a wildcard lets in."""
+def _values(
+    axis: str, chosen: frozenset[str], possible: frozenset[str], every: frozenset[str]
+) -> tuple[str, frozenset[str]]:
+    """One word for `chosen` (the value, `*`, `prefix*` or `{a,b}`), and which of `every` value that word lets in."""
     if len(chosen) == 1:
-        return label(next(iter(chosen)), 60), None
+        return label(next(iter(chosen)), 60), chosen
     if chosen == possible:
-        return "*", ""
+        return "*", every
     prefix = _common_prefix(min(chosen), max(chosen))
     if len(prefix) > 2 and {v for v in possible if v.startswith(prefix)} == chosen:
-        return label(prefix, 60) + "*", prefix
+        return label(prefix, 60) + "*", frozenset(v for v in every if v.startswith(prefix))
     others = possible - chosen
     if len(chosen) > 4 and len(others) <= 4:
-        return "{all but " + ",".join(label(v, 60) for v in in_order(axis, sorted(others))) + "}", None
+        listed = ",".join(label(v, 60) for v in in_order(axis, sorted(others)))
+        return "{all but " + listed + "}", every - others
     ordered = in_order(axis, sorted(chosen))
     few = ",".join(label(v, 60) for v in ordered[:6])
-    return "{" + few + (f" and {len(ordered) - 6} more" if len(ordered) > 6 else "") + "}", None
+    return "{" + few + (f" and {len(ordered) - 6} more" if len(ordered) > 6 else "") + "}", chosen
 
 
 def _common_prefix(first: str, second: str) -> str:

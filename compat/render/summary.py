@@ -92,7 +92,8 @@ def _partial(run: Run, counts: Counter[Outcome]) -> str:
     if run.run.complete:
         return ""
     missing = counts[Outcome.NOT_RUN]
-    return f"PARTIAL: the run did not finish ({missing:,} of {plural(len(run.cells), 'cell')} not run)."
+    left = f" ({missing:,} of {plural(len(run.cells), 'cell')} not run)" if missing else ""
+    return f"PARTIAL: the run did not finish{left}."
 
 
 def _headline(run: Run, counts: Counter[Outcome], total: int) -> str:

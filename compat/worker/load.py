@@ -63,12 +63,13 @@ def dequantized_weight(module: Any) -> torch.Tensor:
 def quantizable_parameters(master: Any) -> dict[str, int]:
     """Parameter path -> element count, of the matrices that a weight-only scheme is meant to cover.
 
-    Linear and Conv1D weights and stacked expert matrices, without output embeddings (libraries skip them by default).
+    Linear and Conv1D weights and stacked expert matrices, without output embeddings (libraries skip them by default)
+    and without modules that the architecture keeps in fp32.
     """
     head = master.get_output_embeddings() if hasattr(master, "get_output_embeddings") else None
     found: dict[str, int] = {}
     for path, module in master.named_modules():
-        if module is head:
+        if module is head or kept_in_fp32(master, path):
             continue
         if isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D":
             found[f"{path}.weight"] = module.weight.numel()
@@ -79,6 +80,15 @@ def quantizable_parameters(master: Any) -> dict[str, int]:
                 if p.dim() == 3 and "expert" in path
             }
     return found
+
+
+def kept_in_fp32(master: Any, path: str) -> bool:
+    """Whether the architecture asks that the module or parameter at `path` stay in fp32 in half precision (T5's `wo`)."""
+    kept = {
+        *(getattr(master, "_keep_in_fp32_modules", None) or ()),
+        *(getattr(master, "_keep_in_fp32_modules_strict", None) or ()),
+    }
+    return any(part in kept for part in path.split("."))
 
 
 def dtype_shares(model: Any) -> dict[str, float]:
@@ -123,16 +133,22 @@ def _add_state(state: Any, add: Any) -> None:
     _add_state(getattr(state, "state2", None), add)
 
 
-def scheme_bytes(master: Any, dtype: torch.dtype, bits: float | None, overhead_bytes_per_parameter: float) -> int:
+def scheme_bytes(
+    master: Any, model: Any, dtype: torch.dtype, bits: float | None, overhead_bytes_per_parameter: float
+) -> int:
     """Bytes that the weights of `master` take by the scheme's own arithmetic.
 
-    Quantizable parameters at `bits` plus statistics, everything else (embeddings, norms, head) at the size of `dtype`.
+    Quantizable parameters at `bits` plus statistics, everything else (embeddings, norms, head) at the size of `dtype`;
+    what the architecture keeps in fp32, at 4 bytes where the loaded `model` does keep it.
     """
     quantizable = quantizable_parameters(master) if bits else {}
+    loaded = dict(model.named_parameters())
     total = 0.0
     for name, parameter in master.named_parameters():  # tied parameters appear once
         if bits and name in quantizable:
             total += parameter.numel() * (bits / 8 + overhead_bytes_per_parameter)
+        elif kept_in_fp32(master, name) and name in loaded and loaded[name].dtype == torch.float32:
+            total += parameter.numel() * 4
         else:
             total += parameter.numel() * dtype.itemsize
     total += sum(b.numel() * b.element_size() for b in master.buffers())

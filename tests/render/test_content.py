@@ -62,6 +62,13 @@ def _present(slots: list[str]) -> Counter[str]:
     return Counter(slot for slot in slots if slot not in (ABSENT.mark, ABSENT.dense()))
 
 
+def test_narrow_tables_stand_beside_each_other() -> None:
+    places = itertools.product(("a", "b"), ("fp32", "bf16"), ("eager", "sdpa"), ("none", "bnb-int8", "bnb-nf4"))
+    text = render(of([passing("/".join(p)) for p in places]), "terminal")
+    assert text.count("model  ") == 1
+    assert len(terminal_slots(text)) == 24
+
+
 @pytest.mark.parametrize(("name", "width"), list(itertools.product(RUNS, (40, 60, 80, 133))))
 def test_terminal_keeps_its_width(name: str, width: int) -> None:
     for line in render(RUNS[name], "terminal", width=width).splitlines():

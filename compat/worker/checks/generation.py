@@ -204,9 +204,9 @@ def _fill_mask(group: Group, loaded: Loaded, report: Report) -> None:
         encoded = group.tokenizer(text, return_tensors="pt").to(group.device)
         logits = loaded.forward(**_arguments(encoded)).logits[0]
         at = int((encoded["input_ids"][0] == group.tokenizer.mask_token_id).nonzero()[0])
-        own = logits[at].softmax(-1).topk(5)
-        differing += sum(a["token"] != int(b) for a, b in zip(answer, own.indices, strict=True))
-        apart = max(apart, max(abs(a["score"] - float(b)) for a, b in zip(answer, own.values, strict=True)))
+        own = logits[at].softmax(-1)
+        wrong, distance = _ranked(own, [(a["token"], a["score"]) for a in answer])
+        differing, apart = differing + wrong, max(apart, distance)
     _record(report, "fill-mask", differing, 5 * len(texts), apart)
 
 
@@ -240,11 +240,19 @@ def _image_classification(group: Group, loaded: Loaded, report: Report) -> None:
     apart = 0.0
     for image, answer in zip(images, _call(loaded, pipe, images, top_k=5), strict=True):
         pixels = processor(images=image, return_tensors="pt")["pixel_values"].to(group.device, group.dtype)
-        own = loaded.forward(pixel_values=pixels).logits[0].float().softmax(-1).topk(5)
-        labels = [loaded.model.config.id2label[int(i)] for i in own.indices]
-        differing += sum(a["label"] != b for a, b in zip(answer, labels, strict=True))
-        apart = max(apart, max(abs(a["score"] - float(b)) for a, b in zip(answer, own.values, strict=True)))
+        own = loaded.forward(pixel_values=pixels).logits[0].float().softmax(-1)
+        ids = {label: i for i, label in loaded.model.config.id2label.items()}
+        wrong, distance = _ranked(own, [(ids[a["label"]], a["score"]) for a in answer])
+        differing, apart = differing + wrong, max(apart, distance)
     _record(report, "image-classification", differing, 5 * len(images), apart)
+
+
+def _ranked(own: torch.Tensor, answer: list[tuple[int, float]]) -> tuple[int, float]:
+    """(ranks at which the pipeline names another class than `own` probabilities do, largest difference of a score).
+    Classes of exactly equal probability may stand in either order."""
+    best = own.topk(len(answer))
+    wrong = sum(float(own[i]) != float(p) for (i, _), p in zip(answer, best.values, strict=True))
+    return wrong, max(abs(score - float(p)) for (_, score), p in zip(answer, best.values, strict=True))
 
 
 def _record(report: Report, task: str, differing: int, compared: int, apart: float) -> None:

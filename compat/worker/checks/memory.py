@@ -25,7 +25,7 @@ def run(group: Group, attention: dict[str, Any]) -> Report:
     scheme = group.spec.quantization
     inputs = unpadded(group.source.rows(700, [LENGTH] * 2), group.device, group.dtype)
     before = weights_bytes(loaded.model)
-    expected = scheme_bytes(group.master, group.dtype, scheme["bits"], scheme["overhead_bytes"])
+    expected = scheme_bytes(group.master, loaded.model, group.dtype, scheme["bits"], scheme["overhead_bytes"])
     report.measure("weights_bytes", before, unit="bytes")
     report.measure("weights_expected_bytes", expected, unit="bytes", better="none")
     report.measure("weights_over_scheme", before / expected)
