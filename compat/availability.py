@@ -1,7 +1,7 @@
 """What can be said of a cell before anything runs: which package, file or device it would miss.
 
-In: cells and models. Out: a reason, or "". Only names of installed distributions and files are looked at; a run asks the
-stack itself.
+In: cells and models. Out: a reason, or "". Only names of installed distributions and files are looked at; a run asks
+the stack itself.
 """
 
 from __future__ import annotations
@@ -55,8 +55,5 @@ def _model_missing(model: Model) -> str:
 def estimate_seconds(matrix: Matrix, cells: tuple[CellSpec, ...]) -> float:
     """Expected wall seconds of one worker for `cells`, from the measured means in costs.toml."""
     costs = tomllib.loads((Path(__file__).parent / "costs.toml").read_text(encoding="utf-8"))[matrix.device]
-    return sum(
-        costs["real" if matrix.models[cell.model].real else "probe"].get(check, 0.0)
-        for cell in cells
-        for check in cell.checks
-    )
+    kind = {name: "real" if model.real else "probe" for name, model in matrix.models.items()}
+    return float(sum(costs[kind[cell.model]].get(check, 0.0) for cell in cells for check in cell.checks))

@@ -1,7 +1,8 @@
 """The `compat` command: run, list, report. A front end; it has no logic of its own.
 
-Exit codes: 0 done (whatever was found; `--fail-on` makes findings count), 1 a result that --fail-on names, 2 interrupted,
-3 the harness failed (an `error` outcome, or an exception of ours), 4 usage (arguments, matrix, stored run), 5 nothing to run.
+Exit codes: 0 done (whatever was found; `--fail-on` makes findings count), 1 a result that --fail-on names, 2
+interrupted, 3 the harness failed (an `error` outcome, or an exception of ours), 4 usage (arguments, matrix, stored
+run), 5 nothing to run.
 """
 
 from __future__ import annotations
@@ -89,7 +90,9 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("stored", type=Path, metavar="RUN", help="a run's folder, or its run.json")
     report.add_argument("--format", default="terminal", help="terminal, markdown, html or json")
     report.add_argument("--out", type=Path, metavar="FILE", help="write to FILE instead of the screen")
-    report.add_argument("--rejudge", action="store_true", help="judge the stored measurements by today's criteria first")
+    report.add_argument(
+        "--rejudge", action="store_true", help="judge the stored measurements by today's criteria first"
+    )
     report.set_defaults(run=_report)
     return parser
 
@@ -198,7 +201,9 @@ def _run(arguments: argparse.Namespace) -> int:
     _print_report(run)
     print(f"\nStored: {folder} ({', '.join(files)})")
     if folder != session.folder:
-        print(f"compat: {session.folder} takes no more ({session.journal.broken}); rescued to {folder}", file=sys.stderr)
+        print(
+            f"compat: {session.folder} takes no more ({session.journal.broken}); rescued to {folder}", file=sys.stderr
+        )
         return INTERNAL
     if session.interrupted:
         print(f"Interrupted. Continue: compat run {arguments.matrix} --resume {folder}", file=sys.stderr)
@@ -290,7 +295,9 @@ def _report(arguments: argparse.Namespace) -> int:
         from compat.axes import nearest
 
         hint = nearest(arguments.format, FORMATS)
-        print(f"compat: unknown format {arguments.format!r}" + (f"; nearest: {hint!r}" if hint else ""), file=sys.stderr)
+        print(
+            f"compat: unknown format {arguments.format!r}" + (f"; nearest: {hint!r}" if hint else ""), file=sys.stderr
+        )
         return USAGE
     run = read_run(arguments.stored)
     if arguments.rejudge:

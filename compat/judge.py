@@ -89,6 +89,7 @@ class Refusal:
     meaning: str
 
     def fits(self, exception: ExceptionInfo) -> bool:
+        """Whether type and message of `exception` are this row's."""
         return bool(re.search(self.type, exception.type) and re.search(self.message, exception.message))
 
 
@@ -178,9 +179,7 @@ def rejudge(check: Check, context: Context) -> Check:
     reason = "; ".join(dict.fromkeys(v.reason for v in verdicts if v.outcome == verdict.outcome and v.reason))
     passed = verdict.outcome == Outcome.PASS
     evidence = msgspec.structs.replace(check.evidence, signature="" if passed else verdict.signature)
-    return msgspec.structs.replace(
-        check, outcome=verdict.outcome, reason="" if passed else reason, evidence=evidence
-    )
+    return msgspec.structs.replace(check, outcome=verdict.outcome, reason="" if passed else reason, evidence=evidence)
 
 
 def not_run(check: str, reason: str) -> Check:
@@ -249,18 +248,31 @@ def derive(check: str, measured: tuple[Measurement, ...], facts: Mapping[str, An
         ratios = stats.paired_ratios(own, base)
         low, high = stats.median_interval(ratios)
         middle = statistics.median(ratios)
-        shown = tuple(float(f"{r:.4g}") for r in ratios)
         added.append(
-            Measurement(name=f"{phase}_speedup", unit="x", better="higher", values=shown, value=float(f"{middle:.4g}"),
-                        ci95=(float(f"{low:.4g}"), float(f"{high:.4g}")), method="median of paired ratios, bootstrap"))  # fmt: skip
+            Measurement(
+                name=f"{phase}_speedup",
+                unit="x",
+                better="higher",
+                values=tuple(_short(r) for r in ratios),
+                value=_short(middle),
+                ci95=(_short(low), _short(high)),
+                method="median of paired ratios, bootstrap",
+            )
+        )
         added.append(_single(f"{phase}_speedup_high", high, "x", "higher"))
         added.append(_single(f"{phase}_interval", (high - low) / middle, "of the median", "lower"))
     return (*measured, *added)
 
 
 def _single(name: str, value: float, unit: str, better: str) -> Measurement:
-    short = float(f"{value:.4g}")
-    return Measurement(name=name, unit=unit, better=better, value=short, values=(short,), method="single")
+    return Measurement(
+        name=name, unit=unit, better=better, value=_short(value), values=(_short(value),), method="single"
+    )
+
+
+def _short(value: float) -> float:
+    """Four significant digits: more than a timing has."""
+    return float(f"{value:.4g}")
 
 
 def _by_rules(check: Check, context: Context) -> list[Verdict]:
@@ -282,7 +294,9 @@ def _by_rules(check: Check, context: Context) -> list[Verdict]:
         reason = _explained(rule, measured, outcome)
         own = check.measurement("candidate_error")
         if outcome == Outcome.INCONCLUSIVE and rule.measurement == "yardstick_error" and own and own.value is not None:
-            reason = f"eager, the yardstick, is itself off: {reason}; this backend's own error is {own.value:.4g} {own.unit}"
+            reason = (
+                f"eager, the yardstick, is itself off: {reason}; this backend's own error is {own.value:.4g} {own.unit}"
+            )
         verdicts.append(Verdict(outcome, reason, f"{check.name}: {rule.measurement}"))
     return verdicts
 

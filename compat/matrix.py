@@ -51,6 +51,7 @@ class Model:
 
     @property
     def task(self) -> str:
+        """One of compat.checks.ALL_TASKS."""
         return str(self.row["task"])
 
     @property
@@ -61,7 +62,7 @@ class Model:
     @property
     def real(self) -> bool:
         """Whether its weights are a real checkpoint's."""
-        return self.row["source"] != "probe"
+        return bool(self.row["source"] != "probe")
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ class CellSpec:
 
     @property
     def axes(self) -> dict[str, str]:
+        """Axis -> value, in the order of the id."""
         return {name: getattr(self, name) for name in AXES}
 
     @property
@@ -232,7 +234,8 @@ def _product(
     for combination in itertools.product(*values.values()):
         task = models[combination[0]].task
         applicable = tuple(c for c in asked if task in CHECKS[c].tasks)
-        yield CellSpec(*combination, checks=applicable)
+        model, dtype, attention, quantization = combination
+        yield CellSpec(model, dtype, attention, quantization, checks=applicable)
 
 
 def _exclusions(path: Path, data: dict[str, Any], models: dict[str, Model]) -> list[tuple[dict[str, Any], str]]:

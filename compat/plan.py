@@ -36,6 +36,7 @@ class Plan:
 
     @property
     def cells(self) -> tuple[CellSpec, ...]:
+        """Every cell that runs, in order."""
         return tuple(c for g in self.groups for c in g.cells)
 
     @property
@@ -80,9 +81,7 @@ def select(
     for cell in cells:
         if patterns and not any(fnmatch.fnmatchcase(cell.id, p) for p in patterns):
             continue
-        kept = tuple(
-            c for c in cell.checks if (not wanted or c in wanted) and (tasks is None or (cell.id, c) in tasks)
-        )
+        kept = tuple(c for c in cell.checks if (not wanted or c in wanted) and (tasks is None or (cell.id, c) in tasks))
         if kept:
             chosen.append(replace(cell, checks=kept))
     return tuple(chosen)

@@ -1,7 +1,8 @@
 """The pytest plugin: a front end on the same flow as the `compat` command.
 
 It makes the suites' parameters from a matrix, orders them as the plan does, starts the executor for what is left after
-`-k`, `--lf` and the like, and lets each test wait for its own result. It does nothing in sessions without compat's suites.
+`-k`, `--lf` and the like, and lets each test wait for its own result. It does nothing in sessions without compat's
+suites.
 
     pytest                                                    # in a checkout
     pytest --pyargs compat.suites --compat-matrix M.toml      # anywhere
@@ -24,9 +25,7 @@ if TYPE_CHECKING:
     from compat.matrix import CellSpec
     from compat.session import Session
 
-FAILING = frozenset(
-    {Outcome.FAIL, Outcome.CRASH, Outcome.ERROR, Outcome.OOM, Outcome.TIMEOUT, Outcome.DEGRADED}
-)
+FAILING = frozenset({Outcome.FAIL, Outcome.CRASH, Outcome.ERROR, Outcome.OOM, Outcome.TIMEOUT, Outcome.DEGRADED})
 """Outcomes that fail a test. The others, but for pass, skip it."""
 
 SUITES = "compat.suites"
@@ -169,14 +168,15 @@ class _State:
         named = self.config.getoption("--compat-matrix")
         if named == "default" and not Path(named).exists():
             return matrices_folder() / "default.toml"
-        return self.config.invocation_params.dir / named
+        return Path(self.config.invocation_params.dir, named)
 
     def _tasks(self, items: list[pytest.Item]) -> dict[tuple[str, str], pytest.Item]:
-        return {
-            (item.callspec.params["compat_cell"].id, item.originalname.removeprefix(_PREFIX)): item
-            for item in items
-            if isinstance(item, pytest.Function) and "compat_task" in item.fixturenames and hasattr(item, "callspec")
-        }
+        found: dict[tuple[str, str], pytest.Item] = {}
+        for item in items:
+            if isinstance(item, pytest.Function) and "compat_task" in item.fixturenames and hasattr(item, "callspec"):
+                cell: Any = item.callspec.params["compat_cell"]
+                found[cell.id, item.originalname.removeprefix(_PREFIX)] = item
+        return found
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -17,9 +17,13 @@ from compat.records import Check, cell_outcome
 class Listener(Protocol):
     """What a run tells."""
 
-    def result(self, cell: CellSpec, check: Check) -> None: ...
+    def result(self, cell: CellSpec, check: Check) -> None:
+        """A check has its answer."""
+        ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """The run has ended."""
+        ...
 
 
 class _Count:
@@ -60,6 +64,7 @@ class PlainProgress:
         self._started = time.monotonic()
 
     def result(self, cell: CellSpec, check: Check) -> None:
+        """Count, and show when a cell is complete."""
         outcome = self._count.add(cell, check)
         if outcome is None:
             return
@@ -97,6 +102,7 @@ class BarProgress:
         self._progress.start()
 
     def result(self, cell: CellSpec, check: Check) -> None:
+        """Count, and show when a cell is complete."""
         if self._count.add(cell, check) is not None:
             self._progress.update(self._task, completed=self._count.done, description=self._count.so_far())
 

@@ -46,7 +46,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     """Base of every stored struct: immutable, keyword-only, unknown keys of newer writers ignored."""
 
 
-class Measurement(Record):
+class Measurement(Record, frozen=True):
     """A named number with unit, direction and raw samples.
 
     `value` is derived from `values` by `method`; `ci95` is its 95% interval where one was computed. A figure that is
@@ -63,7 +63,7 @@ class Measurement(Record):
     method: str = ""
 
 
-class ExceptionInfo(Record):
+class ExceptionInfo(Record, frozen=True):
     """An exception of the stack under test (or of the harness), as text."""
 
     type: str
@@ -73,7 +73,7 @@ class ExceptionInfo(Record):
     """Id of the row in refusals.toml that recognised it, or empty."""
 
 
-class Evidence(Record):
+class Evidence(Record, frozen=True):
     """What lets a person believe an outcome."""
 
     kernels: dict[str, int] = {}
@@ -90,7 +90,7 @@ class Evidence(Record):
     """What the check saw, as plain JSON values; the judge reads it, people read it."""
 
 
-class Check(Record):
+class Check(Record, frozen=True):
     """One question asked of a cell, with its answer."""
 
     name: str
@@ -106,7 +106,7 @@ class Check(Record):
         return next((m for m in self.measurements if m.name == name), None)
 
 
-class Cell(Record):
+class Cell(Record, frozen=True):
     """One value on every axis, with the outcome of its checks."""
 
     id: str
@@ -125,21 +125,21 @@ class Cell(Record):
         return next((c for c in self.checks if c.name == name), None)
 
 
-class FileIdentity(Record):
+class FileIdentity(Record, frozen=True):
     """A file that shaped the run."""
 
     path: str
     sha256: str
 
 
-class StackIdentity(Record):
+class StackIdentity(Record, frozen=True):
     """The set of packages under test."""
 
     name: str
     sha256: str
 
 
-class RunInfo(Record):
+class RunInfo(Record, frozen=True):
     """When, from what and how completely the run was made. Times are ISO 8601 in UTC."""
 
     id: str
@@ -155,7 +155,7 @@ class RunInfo(Record):
     """What else shapes the figures: checks selected, seed, depth, threads, workers."""
 
 
-class Gpu(Record):
+class Gpu(Record, frozen=True):
     """One accelerator."""
 
     name: str
@@ -163,7 +163,7 @@ class Gpu(Record):
     memory_bytes: int = 0
 
 
-class Environment(Record):
+class Environment(Record, frozen=True):
     """The machine and the packages. `fingerprint` covers all but `volatile` and `env_vars`."""
 
     fingerprint: str = ""
@@ -179,7 +179,7 @@ class Environment(Record):
     volatile: dict[str, Any] = {}
 
 
-class Summary(Record):
+class Summary(Record, frozen=True):
     """Counts over cells and checks, and the wall seconds of the run."""
 
     outcomes: dict[str, int] = {}
@@ -188,7 +188,7 @@ class Summary(Record):
     seconds: float = 0.0
 
 
-class Run(Record):
+class Run(Record, frozen=True):
     """One matrix on one stack on one machine: the content of run.json."""
 
     run: RunInfo

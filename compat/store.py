@@ -7,6 +7,7 @@ off is ignored.
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import os
 import threading
@@ -42,7 +43,7 @@ class StoreError(Exception):
     """A stored run that cannot be read or written; the message names the file."""
 
 
-class Planned(Record):
+class Planned(Record, frozen=True):
     """A cell as the header announces it."""
 
     id: str
@@ -51,7 +52,7 @@ class Planned(Record):
     excluded: str = ""
 
 
-class Header(Record):
+class Header(Record, frozen=True):
     """The first line of a journal."""
 
     journal: str
@@ -60,14 +61,14 @@ class Header(Record):
     planned: tuple[Planned, ...]
 
 
-class Seen(Record):
+class Seen(Record, frozen=True):
     """The environment that the first worker described; it stands before the first result."""
 
     environment: Environment
     stack: StackIdentity
 
 
-class Line(Record):
+class Line(Record, frozen=True):
     """A result."""
 
     cell: str
@@ -107,10 +108,8 @@ class Journal:
             self._file.flush()
         except OSError as error:
             self.broken = error
-            try:  # leave whole lines only
+            with contextlib.suppress(OSError):  # leave whole lines only
                 os.ftruncate(self._file.fileno(), whole)
-            except OSError:
-                pass
 
     def close(self) -> None:
         """Close the file; a flush that the full disk refuses again changes nothing."""
@@ -159,7 +158,8 @@ def read_journal(folder: Path) -> tuple[Header, list[Line]]:
 
 
 def assemble(header: Header, lines: Iterable[Line], seconds: float, missing: str) -> Run:
-    """A run from a header and results in any order: every planned cell appears; what has no result yet says `missing`."""
+    """A run from a header and results in any order: every planned cell appears; what has no result yet says
+    `missing`."""
     results: dict[str, dict[str, Check]] = {}
     effective: dict[str, dict[str, Any]] = {}
     for line in lines:

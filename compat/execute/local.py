@@ -182,9 +182,7 @@ class LocalEngine:
                     load = result
                 self.on_result(cell, result)
 
-    def _ask(
-        self, worker: WorkerProcess, spec: dict[str, Any], cell: CellSpec, check: str, context: Context
-    ) -> Check:
+    def _ask(self, worker: WorkerProcess, spec: dict[str, Any], cell: CellSpec, check: str, context: Context) -> Check:
         request = {
             "op": "check",
             "check": check,

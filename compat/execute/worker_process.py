@@ -1,11 +1,12 @@
 """One worker process: start it, ask it, and say how it ended when it does not answer.
 
-In: a request (a dict that the worker understands). Out: its answer, or an answer of our own with status `timeout`, `crash`
-or `oom`. Every wait has a deadline; the worker's memory is watched while it works.
+In: a request (a dict that the worker understands). Out: its answer, or an answer of our own with status `timeout`,
+`crash` or `oom`. Every wait has a deadline; the worker's memory is watched while it works.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -86,7 +87,8 @@ class WorkerProcess:
 
     def _ask(self, request: dict[str, Any], timeout_seconds: float) -> dict[str, Any]:
         process = self._process
-        assert process is not None and process.stdin is not None
+        assert process is not None
+        assert process.stdin is not None
         kills = _oom_kills()
         started = time.monotonic()
         try:
@@ -101,7 +103,9 @@ class WorkerProcess:
                 held = _resident_bytes(process.pid)
                 if self.memory_limit_bytes is not None and held > self.memory_limit_bytes:
                     self.close()
-                    reason = f"the worker held {_gib(held)} GiB, more than its limit of {_gib(self.memory_limit_bytes)} GiB"
+                    reason = (
+                        f"the worker held {_gib(held)} GiB, more than its limit of {_gib(self.memory_limit_bytes)} GiB"
+                    )
                     return self._answer("oom", reason, started)
                 if time.monotonic() - started > timeout_seconds:
                     self.close()
@@ -145,17 +149,13 @@ class WorkerProcess:
         if process is None:
             return
         if process.poll() is None:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
             process.wait()
         for stream in (process.stdin, process.stdout):
             if stream is not None:
-                try:
+                with contextlib.suppress(OSError):  # a request that the dead worker never read
                     stream.close()
-                except OSError:
-                    pass  # a request that the dead worker never read
 
 
 def _pump(process: subprocess.Popen[str], lines: queue.Queue[str | None]) -> None:

@@ -1,8 +1,8 @@
 """One test for each (cell, check) of the matrix: `test_CHECK[model/dtype/attention/quantization]`.
 
 compat.plugin makes the parameters from the matrix, orders the tests as the plan wants them, and runs the plan in worker
-processes; a test waits for its own result. A test passes when its check passes; `degraded` and worse fail it; what could
-not be asked or decided is skipped with the reason.
+processes; a test waits for its own result. A test passes when its check passes; `degraded` and worse fail it; what
+could not be asked or decided is skipped with the reason.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Calls into the stack under test, told apart from the harness's own code.
 
-An exception that leaves `under_test` is the stack's (a refusal, a bug, no memory); any other is a fault of ours and ends
-as outcome `error`. The seconds spent inside are the run's model time, so that the harness's own cost can be stated.
+An exception that leaves `under_test` is the stack's (a refusal, a bug, no memory); any other is a fault of ours and
+ends as outcome `error`. The seconds spent inside are the run's model time, so that the harness's own cost can be
+stated.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from contextlib import contextmanager
 
 
 class StackError(Exception):
-    """The stack under test raised `original` during `phase` (`load`, `switch`, `forward`, `generate`, `pipeline` ...)."""
+    """The stack under test raised `original` during `phase` (`load`, `switch`, `forward`, `generate`, `pipeline`
+    ...)."""
 
     def __init__(self, phase: str, original: BaseException) -> None:
         super().__init__(f"{phase}: {type(original).__name__}: {original}")

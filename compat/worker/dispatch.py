@@ -1,8 +1,9 @@
 """Which kernels really ran: operators seen by a TorchDispatchMode around a forward.
 
 In: a callable. Out: counts of the operators that carry attention or quantized products. The modes below autograd see
-`aten::_scaled_dot_product_*` for a fused kernel; the math fallback of SDPA is composite and shows up as `_safe_softmax`,
-eager attention as a plain `_softmax` over a tensor of three or more dimensions (a router's softmax has two).
+`aten::_scaled_dot_product_*` for a fused kernel; the math fallback of SDPA is composite and shows up as
+`_safe_softmax`, eager attention as a plain `_softmax` over a tensor of three or more dimensions (a router's softmax
+has two).
 """
 
 from __future__ import annotations
@@ -27,9 +28,13 @@ class _Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func._schema.name if hasattr(func, "_schema") else str(func)
         namespace = name.split("::")[0]
-        if namespace in _LIBRARIES or name.startswith(_FUSED_PREFIX) or "flex_attention" in name:
-            self.seen[name] += 1
-        elif name == "aten::_safe_softmax" or (name == "aten::_softmax" and args[0].dim() >= 3):
+        if (
+            namespace in _LIBRARIES
+            or name.startswith(_FUSED_PREFIX)
+            or "flex_attention" in name
+            or name == "aten::_safe_softmax"
+            or (name == "aten::_softmax" and args[0].dim() >= 3)
+        ):
             self.seen[name] += 1
         return func(*args, **(kwargs or {}))
 

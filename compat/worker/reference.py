@@ -1,10 +1,10 @@
 """The fp64 reference: the weights of a cell, as rounded to its dtype or as dequantized, computed in true fp64.
 
-`model.double()` with stock attention is not that: softmax and norms are cast to fp32, `inv_freq` was computed in fp32, and
-the fp64 mask minimum can overflow to -inf. Here
+`model.double()` with stock attention is not that: softmax and norms are cast to fp32, `inv_freq` was computed in fp32,
+and the fp64 mask minimum can overflow to -inf. Here
 - attention is a function of our own (families on transformers' attention interface) or our own
-  `scaled_dot_product_attention` (families that call it directly); it makes its own mask from the module (causal, window)
-  and gives 0 for rows that may attend to nothing;
+  `scaled_dot_product_attention` (families that call it directly); it makes its own mask from the module (causal,
+  window) and gives 0 for rows that may attend to nothing;
 - casts of fp64 tensors to a lower float are suppressed while it runs;
 - rotary `inv_freq` is recomputed in fp64.
 
@@ -162,9 +162,7 @@ class _Fp64Mode(TorchFunctionMode):
             return self._cast(func, args, kwargs)
         if kwargs.get("dtype") in _LOW:
             source = args[0] if args and isinstance(args[0], torch.Tensor) else None
-            if source is not None and source.dtype == torch.float64:
-                kwargs["dtype"] = torch.float64
-            elif source is None and self.promote:
+            if (source is not None and source.dtype == torch.float64) or (source is None and self.promote):
                 kwargs["dtype"] = torch.float64
         return func(*args, **kwargs)
 

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-_METHODS = {"max": max, "min": min, "median": statistics.median, "mean": statistics.fmean, "sum": sum}
+_METHODS: dict[str, Callable[[list[float]], float]] = {
+    "max": max,
+    "min": min,
+    "median": statistics.median,
+    "mean": statistics.fmean,
+    "sum": sum,
+}
 
 
 @dataclass
@@ -23,7 +29,7 @@ class Report:
     def measure(
         self,
         name: str,
-        values: float | None | Sequence[float | None],
+        values: float | Sequence[float | None] | None,
         unit: str = "ratio",
         better: str = "lower",
         method: str = "max",

@@ -89,7 +89,7 @@ def register_attention(name: str, function: Callable[..., Any]) -> bool:
 def set_attention_unchecked(model: Any, implementation: str) -> None:
     """Write `implementation` into every config of `model`, past the library's own checks (for the reference only)."""
     for module in model.modules():
-        config = getattr(module, "config", None)
+        config: Any = getattr(module, "config", None)
         if hasattr(config, "_attn_implementation_internal"):
             config._attn_implementation_internal = implementation
         elif hasattr(config, "_attn_implementation"):
@@ -114,7 +114,7 @@ def forget_quantizer(model: Any) -> None:
 def use_plain_experts(model: Any) -> None:
     """Compute experts one by one: grouped kernels (transformers 5) take no fp64. No effect where there is no choice."""
     for module in model.modules():
-        config = getattr(module, "config", None)
+        config: Any = getattr(module, "config", None)
         if getattr(config, "_experts_implementation_internal", None) is not None:
             config._experts_implementation_internal = "eager"
 

@@ -35,7 +35,7 @@ def run(group: Group, attention: dict[str, Any]) -> Report:
     """See the module's docstring. Raises StackError, Unavailable, NoYardstick."""
     report = Report(seed=group.spec.seed)
     loaded = group.loaded(attention)
-    figures = []
+    figures: list[Agreement] = []
     repeats = 0
     for rows in cases(group):
         r, e = _flat(group.reference_outputs(rows)), _flat(group.eager_outputs(rows))

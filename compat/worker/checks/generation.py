@@ -2,8 +2,8 @@
 
 Causal and encoder-decoder models: a padded batch is generated greedily, and every token is judged by the fp64
 reference on the same prefix, unpadded: a token other than the reference's best is excused when the margin is within
-4 max|e - r| (docs/criteria.md). Then pipeline and generate get the same prompts and the same explicit settings (greedy on
-one prompt and on a padded batch, nucleus sampling under one seed) and must give the same ids. Where the two resolve
+4 max|e - r| (docs/criteria.md). Then pipeline and generate get the same prompts and the same explicit settings (greedy
+on one prompt and on a padded batch, nucleus sampling under one seed) and must give the same ids. Where the two resolve
 different defaults, the differences are recorded.
 Other tasks: the pipeline against forward plus the documented post-processing.
 """

@@ -1,8 +1,8 @@
 """load: does the combination load, and is what was asked for what runs?
 
-Facts: attention, dtype, quantization and devices as effective; how the backend was reached (loaded, switched, reloaded);
-kernels seen in one unpadded forward. Measurements: elements that differ from the checkpoint rounded to the dtype, share of
-quantizable parameters really quantized, load and first-forward seconds.
+Facts: attention, dtype, quantization and devices as effective; how the backend was reached (loaded, switched,
+reloaded); kernels seen in one unpadded forward. Measurements: elements that differ from the checkpoint rounded to the
+dtype, share of quantizable parameters really quantized, load and first-forward seconds.
 """
 
 from __future__ import annotations

@@ -66,7 +66,9 @@ def cache_bytes_per_token(group: Group) -> float | None:
     queries = next(
         (getattr(config, n) for n in ("num_attention_heads", "n_head", "n_heads") if getattr(config, n, None)), None
     )
-    layers = next((getattr(config, n) for n in ("num_hidden_layers", "n_layer", "n_layers") if getattr(config, n, None)), None)
+    layers = next(
+        (getattr(config, n) for n in ("num_hidden_layers", "n_layer", "n_layers") if getattr(config, n, None)), None
+    )
     hidden = next((getattr(config, n) for n in ("hidden_size", "n_embd", "d_model") if getattr(config, n, None)), None)
     if not (heads and queries and layers and hidden):
         return None

@@ -30,7 +30,7 @@ def run(group: Group, attention: dict[str, Any]) -> Report:
     loaded = group.loaded(attention)
     rows = group.source.rows(500 + 1000 * group.spec.seed, list(LENGTHS))
     r, e = torch.cat(group.reference_outputs(rows)), torch.cat(group.eager_outputs(rows))
-    sides = group.row.get("padding_sides") or SIDES.get(group.task, ("right",))
+    sides: list[str] = group.row.get("padding_sides") or list(SIDES.get(group.task, ("right",)))
     figures = []
     for side in sides:
         o = _valid(loaded, _batch(group, loaded, rows, side))

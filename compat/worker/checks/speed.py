@@ -84,9 +84,7 @@ def _measure(report: Report, group: Group, phase: str, tokens: int, unit: str, p
         for _ in range(rounds):
             for side in (0, 0) if alone else (0, 1, 1, 0):
                 seconds[side].append(timed(pair[side], group.device, pair[side].loaded))
-    report.measure(
-        f"{phase}_rate", [tokens / s for s in seconds[0]], unit=unit, better="higher", method="median"
-    )
+    report.measure(f"{phase}_rate", [tokens / s for s in seconds[0]], unit=unit, better="higher", method="median")
     if candidate.loaded is not baseline.loaded:
         report.facts[f"{phase}_seconds"] = [round(s, 7) for s in seconds[0]]
         report.facts[f"{phase}_baseline_seconds"] = [round(s, 7) for s in seconds[1]]
