@@ -27,6 +27,7 @@ from compat.worker.load import (
     quantizable_parameters,
     quantized_modules,
 )
+from compat.worker.metrics import Yardstick
 from compat.worker.reference import Reference
 
 LARGE_PARAMETERS = 20_000_000
@@ -124,6 +125,7 @@ class Group:
         self._loaded: dict[str, Loaded] = {}
         self._reference_outputs: dict[str, list[torch.Tensor]] = {}
         self._eager_outputs: dict[str, list[torch.Tensor]] = {}
+        self._yardsticks: dict[str, Yardstick] = {}
         self._dequantized: dict[str, torch.Tensor] = {}
         self.quantized: dict[str, int] = {}
 
@@ -266,6 +268,14 @@ class Group:
         except StackError as error:
             raise NoYardstick(f"eager attention did not run: {error}") from error
 
+    def yardstick(self, rows: Rows) -> Yardstick:
+        """What candidates on `rows` are compared with; kept. Raises NoYardstick."""
+        key = rows.key()
+        if key not in self._yardsticks:
+            r, e = torch.cat(self.reference_outputs(rows)), torch.cat(self.eager_outputs(rows))
+            self._yardsticks[key] = Yardstick(r, e, self.dtype, logits=self.task != "feature-extraction")
+        return self._yardsticks[key]
+
     def _reference_forward(self, **inputs: torch.Tensor) -> torch.Tensor:
         with under_test("reference"):
             return output_of(self.reference(**inputs), self.task)
@@ -288,6 +298,7 @@ class Group:
         self._loaded.clear()
         self._reference_outputs.clear()
         self._eager_outputs.clear()
+        self._yardsticks.clear()
         self._dequantized.clear()
         self.__dict__.pop("reference", None)
         gc.collect()

@@ -39,39 +39,57 @@ def rms(x: torch.Tensor) -> float:
     return math.sqrt(float(x.double().square().mean()))
 
 
-def mean_kl(r: torch.Tensor, x: torch.Tensor) -> float:
-    """Mean over tokens of KL(softmax(r) || softmax(x)) in nats; `r`, `x` (tokens, classes) fp64."""
-    log_r, log_x = torch.log_softmax(r, -1), torch.log_softmax(x, -1)
-    return float((log_r.exp() * (log_r - log_x)).sum(-1).mean())
+class Yardstick:
+    """Reference `r` and yardstick `e`, with all that every candidate is compared with: computed once, used by each.
+
+    Both (tokens, features), valid tokens only. `dtype` is the candidate's; `logits` says whether KL means anything.
+    A token where r itself is not finite is left out.
+    """
+
+    def __init__(self, r: torch.Tensor, e: torch.Tensor, dtype: torch.dtype, logits: bool) -> None:
+        self.finite = torch.isfinite(r).all(-1)
+        self.r = r[self.finite].double()
+        self.empty = not self.r.numel()
+        yard = e[self.finite].double() - self.r
+        self.unit = 0.0 if self.empty else floor(self.r, dtype)
+        self.error = 0.0 if self.empty else rms(yard)
+        self.scale = 1.0 if self.empty else torch.finfo(dtype).eps * rms(self.r)
+        self.token_error = yard.square().mean(-1).sqrt()
+        self.largest = 0.0 if self.empty else float(yard.abs().max())
+        self.logits = logits and not self.empty
+        self.log_r = torch.log_softmax(self.r, -1) if self.logits else None
+        self.kl = self._kl(yard) if self.logits else 0.0
+
+    def _kl(self, difference: torch.Tensor) -> float:
+        """Mean over tokens of KL(softmax(r) || softmax(r + difference)) in nats."""
+        assert self.log_r is not None
+        log_x = torch.log_softmax(self.r + difference, -1)
+        return float((self.log_r.exp() * (self.log_r - log_x)).sum(-1).mean())
+
+    def compare(self, o: torch.Tensor) -> Agreement:
+        """The figures of candidate `o`, shaped as r and e were."""
+        difference = o[self.finite].double() - self.r
+        nonfinite = int((~torch.isfinite(difference)).sum())
+        count, tokens = self.r.numel(), self.r.shape[0]
+        own = self.error / self.scale
+        if nonfinite or self.empty:
+            return Agreement(None, None, None, None, self.kl, own, None, nonfinite, count, tokens)
+        base = max(self.error, self.unit)
+        token = difference.square().mean(-1).sqrt()
+        return Agreement(
+            ratio_rms=rms(difference) / base,
+            ratio_token=float((token / self.token_error.clamp_min(base)).max()),
+            ratio_max=float(difference.abs().max()) / max(self.largest, self.unit),
+            kl=self._kl(difference) if self.logits else None,
+            kl_yardstick=self.kl,
+            yardstick_eps=own,
+            candidate_eps=rms(difference) / self.scale,
+            nonfinite=0,
+            elements=count,
+            tokens=tokens,
+        )
 
 
 def compare(r: torch.Tensor, e: torch.Tensor, o: torch.Tensor, dtype: torch.dtype, logits: bool) -> Agreement:
-    """Judge figures of candidate `o` against reference `r` with yardstick `e`.
-
-    All three (tokens, features), valid tokens only. `dtype` is the candidate's; `logits` says whether KL means
-    anything. A token where r itself is not finite is left out.
-    """
-    finite = torch.isfinite(r).all(-1)
-    r, e, o = r[finite].double(), e[finite].double(), o[finite].double()
-    nonfinite = int((~torch.isfinite(o)).sum())
-    unit = floor(r, dtype) if r.numel() else 0.0
-    error_e = rms(e - r) if r.numel() else 0.0
-    scale = torch.finfo(dtype).eps * rms(r) if r.numel() else 1.0
-    kl_e = mean_kl(r, e) if logits and r.numel() else 0.0
-    if nonfinite or not r.numel():
-        return Agreement(None, None, None, None, kl_e, error_e / scale, None, nonfinite, r.numel(), r.shape[0])
-    difference, yard = o - r, e - r
-    token_o, token_e = difference.square().mean(-1).sqrt(), yard.square().mean(-1).sqrt()
-    base = max(error_e, unit)
-    return Agreement(
-        ratio_rms=rms(difference) / base,
-        ratio_token=float((token_o / token_e.clamp_min(base)).max()),
-        ratio_max=float(difference.abs().max()) / max(float(yard.abs().max()), unit),
-        kl=mean_kl(r, o) if logits else None,
-        kl_yardstick=kl_e,
-        yardstick_eps=error_e / scale,
-        candidate_eps=rms(difference) / scale,
-        nonfinite=0,
-        elements=r.numel(),
-        tokens=r.shape[0],
-    )
+    """The figures of one candidate `o` against `r` and `e` (see Yardstick)."""
+    return Yardstick(r, e, dtype, logits).compare(o)

@@ -1,0 +1,1 @@
+"""Tests of compat itself; they mirror its modules."""

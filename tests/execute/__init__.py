@@ -1,0 +1,1 @@
+"""Tests of compat.execute, with real worker processes and a stack made faulty from outside."""
