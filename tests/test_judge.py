@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import math
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -288,59 +289,9 @@ def test_a_switch_that_took_effect_is_no_finding() -> None:
 
 # -- exceptions and other ends -----------------------------------------------------------------------------------
 
-SAID = {
-    # refusal: [(type, message)] as the libraries say it (transformers 5.23, torch 2.13, bitsandbytes 0.50)
-    "out-of-memory-cuda": [
-        ("torch.OutOfMemoryError", "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 139.80 GiB of which 2.00 GiB is free."),
-        ("torch.cuda.OutOfMemoryError", "CUDA out of memory. Tried to allocate 2.00 GiB."),
-    ],
-    "out-of-memory-host": [
-        ("RuntimeError", "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 281474976710656 bytes. Error code 12 (Cannot allocate memory)"),
-        ("MemoryError", ""),
-        ("numpy._core._exceptions._ArrayMemoryError", "Unable to allocate 256. TiB for an array: not enough memory"),
-    ],
-    "device-fault": [
-        ("torch.AcceleratorError", "CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be asynchronously reported"),
-        ("RuntimeError", "CUDA error: device-side assert triggered"),
-    ],
-    "attention-not-declared": [
-        ("ValueError", "MptForCausalLM does not support an attention implementation through torch.nn.functional.scaled_dot_product_attention yet. Please request the support for this architecture"),
-        ("ValueError", "MptForCausalLM does not support Flash Attention 2 yet. Please request to add support where the model is hosted"),
-        ("ValueError", "FalconForCausalLM does not support an attention implementation through torch's flex_attention."),
-    ],
-    "flash-attn-missing": [
-        ("ImportError", "FlashAttention2 has been toggled on, but it cannot be used due to the following error: the package for FlashAttention2 doesn't seem to be installed."),
-    ],
-    "attention-unknown": [
-        ("ValueError", 'Specified `attn_implementation="flash_attention_9"` is not supported. The only possible arguments are `attn_implementation="eager"`'),
-    ],
-    "flash-attn-dtype": [
-        ("RuntimeError", "FlashAttention only support fp16 and bf16 data type"),
-        ("RuntimeError", "FlashAttention only supports Ampere GPUs or newer."),
-    ],
-    "sdpa-no-kernel": [
-        ("RuntimeError", "No viable backend for scaled_dot_product_attention was found. This is likely due to turning off both the math kernel and the fused kernels."),
-        ("RuntimeError", "No available kernel. Aborting execution."),
-    ],
-    "sdpa-softcap": [
-        ("ValueError", "`sdpa` attention does not support `softcap`. Try using `eager`, `flex_attention`, or the few FA kernels supporting it"),
-    ],
-    "flash-attn-alibi": [("ValueError", "`alibi` is not supported when `use_flash_attn` is True")],
-    "attention-sinks": [("ValueError", "This backend has no learnable sink; attention sinks need FlashAttention 3")],
-    "quantization-not-available": [
-        ("ImportError", "Using `bitsandbytes` 4-bit quantization requires bitsandbytes: `pip install -U bitsandbytes>=0.46.1`"),
-        ("ImportError", "Using `bitsandbytes` 8-bit quantization requires accelerate: `pip install 'accelerate>=0.26.0'`"),
-    ],
-    "kernels-missing": [
-        ("ImportError", "`kernels` is either not installed or uses an incompatible version. Please install the latest version with `pip install -U kernels`."),
-    ],
-    "hub-unreachable": [
-        ("OSError", "We couldn't connect to 'https://huggingface.co' to load the files, and couldn't find them in the cached files."),
-        ("huggingface_hub.errors.OfflineModeIsEnabled", "Cannot reach https://huggingface.co/api/models/a/b: offline mode is enabled."),
-        ("OSError", "nobody/nothing is not a local folder and is not a valid model identifier listed on 'https://huggingface.co/models'"),
-        ("OSError", "You are trying to access a gated repo.\nMake sure to have access to it at https://huggingface.co/a/b."),
-    ],
-}  # fmt: skip  # noqa: E501
+SAID: dict[str, list[tuple[str, str]]] = {}
+for _row in tomllib.loads((Path(__file__).parent / "said.toml").read_text(encoding="utf-8"))["said"]:
+    SAID.setdefault(_row["refusal"], []).append((_row["type"], _row["message"]))
 
 
 def _raised(kind: str, message: str, phase: str = "load") -> Check:

@@ -175,6 +175,7 @@ def _environment() -> dict[str, str]:
     paths = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
     return {
         "TOKENIZERS_PARALLELISM": "false",
+        "OMP_WAIT_POLICY": "passive",  # spinning threads stall each other when anything else runs on the machine
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         **os.environ,

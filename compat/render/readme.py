@@ -22,6 +22,7 @@ import argparse
 import json
 import re
 import shlex
+import statistics
 import sys
 import tomllib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -33,8 +34,8 @@ from compat import store
 from compat.axes import ATTENTION, DTYPES, QUANTIZATIONS, nearest
 from compat.builtin import matrices_folder
 from compat.checks import CHECKS
-from compat.judge import Rule, criteria, refusals
-from compat.records import Outcome, Run
+from compat.judge import Context, Rule, criteria, refusals
+from compat.records import Cell, Measurement, Outcome, Run
 from compat.render.figures import bare_ratio, duration, plural, ratio
 from compat.render.groups import failures
 from compat.render.markdown import _plain, _table, code, matrix_tables
@@ -121,14 +122,27 @@ def _hint(name: str, known: Collection[str]) -> str:
 
 def refreshed(text: str, root: Path, file: str = "(text)") -> str:
     """The page with every marked place made anew. Raises MarkError."""
+    new, problems = refreshed_where_possible(text, root, file)
+    if problems:
+        raise MarkError(problems[0])
+    return new
+
+
+def refreshed_where_possible(text: str, root: Path, file: str = "(text)") -> tuple[str, list[str]]:
+    """The page with the marked places made anew that can be, and what is wrong with the others, which stay as they are.
+
+    Raises MarkError for a page whose marks cannot be told apart.
+    """
     lines = text.splitlines(keepends=True)
+    problems: list[str] = []
     for mark in reversed(marks(text, file)):
         try:
             body = GENERATORS[mark.name][0](mark.options, root)
         except (store.StoreError, ValueError) as error:
-            raise MarkError(f"{file}:{mark.start + 1}: compat:{mark.name}: {error}") from error
-        lines[mark.start + 1 : mark.end] = [f"\n{body.strip()}\n\n"]
-    return "".join(lines)
+            problems.insert(0, f"{file}:{mark.start + 1}: compat:{mark.name}: {error}")
+        else:
+            lines[mark.start + 1 : mark.end] = [f"\n{body.strip()}\n\n"]
+    return "".join(lines), problems
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -142,15 +156,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     for file in arguments.files:
         try:
             text = file.read_text(encoding="utf-8")
-            new = refreshed(text, arguments.root, str(file))
+            new, problems = refreshed_where_possible(text, arguments.root, str(file))
         except OSError as error:
-            print(f"{file}: {error.strerror}", file=sys.stderr)
-            broken = True
-            continue
+            text, new, problems = "", "", [f"{file}: {error.strerror}"]
         except MarkError as error:
-            print(error, file=sys.stderr)
+            text, new, problems = "", "", [str(error)]
+        for problem in problems:
+            print(problem, file=sys.stderr)
             broken = True
-            continue
         if new == text:
             continue
         stale = True
@@ -241,6 +254,48 @@ def _speed(options: Options, root: Path) -> str:
         "brackets; then the cells whose 95% interval lies wholly above or below 1."
     )
     return f"{about}\n\n" + _table(head, rows, "lrrrr")
+
+
+def _margins(options: Options, root: Path) -> str:
+    """How far a run's figures lie from each bound: the farthest within it and the nearest beyond it."""
+    run = _run(options, root)
+    checks = _listed(options, "check", CHECKS.names)
+    rules = criteria().rules
+    found: dict[int, list[Measurement]] = {}
+    for cell in run.cells:
+        context = stored_context(run, cell)
+        for check in cell.checks:
+            decided: set[str] = set()
+            for number, rule in enumerate(rules):
+                if rule.check != check.name or rule.measurement in decided or not rule.holds(context):
+                    continue
+                decided.add(rule.measurement)
+                measured = check.measurement(rule.measurement)
+                if measured is not None and measured.value is not None:
+                    found.setdefault(number, []).append(measured)
+    chosen = [(rules[n], found[n]) for n in sorted(found) if checks is None or rules[n].check in checks]
+    if not chosen:
+        raise MarkError(f"run {run.run.id!r} measured nothing that a rule speaks of")
+    head = ["measurement", "holds for", "pass", "cells", "median", "farthest within", "nearest beyond"]
+    return f"From run {code(run.run.id)}:\n\n" + _table(head, [_margin(*pair) for pair in chosen], "llrrrrr")
+
+
+def _margin(rule: Rule, measured: Sequence[Measurement]) -> list[str]:
+    higher = measured[0].better == "higher"
+    values = sorted((m.value for m in measured if m.value is not None), reverse=higher)
+    within = [v for v in values if (v >= rule.passes if higher else v <= rule.passes)]
+    beyond = values[len(within) :]
+    sign = "&gt;=" if higher else "&lt;="
+    ends = [f"{within[-1]:.3g}" if within else "none", f"{beyond[0]:.3g}" if beyond else "none"]
+    middle = f"{statistics.median(values):.3g}"
+    return [code(rule.measurement), _where(rule), f"{sign} {rule.passes:g}", f"{len(values):,}", middle, *ends]
+
+
+def stored_context(run: Run, cell: Cell) -> Context:
+    """What the rules may ask about a cell of a stored run."""
+    traits = run.run.settings.get("models", {}).get(cell.axes["model"], {})
+    real = traits.get("source", "probe") != "probe"
+    return Context(cell.axes, run.run.device, real, frozenset(traits.get("features", ())))
 
 
 # -- from compat's own tables ------------------------------------------------------------------------------------
@@ -345,10 +400,11 @@ def _cost_parts(data: Any) -> Iterator[str]:
     )
     rows = [
         [name if name == "all" else code(name), f"{row['checks']:,}", f"{1e3 * row['harness_seconds']:.0f}",
-         f"{1e3 * row['plain_seconds']:.0f}", f"{row['ratio']:.1f}"]
+         f"{1e3 * row['plain_seconds']:.0f}", f"{row['ratio']:.1f}", f"{row['median_ratio']:.1f}"]
         for name, row in data["per_check"].items()
     ]  # fmt: skip
-    yield _table(["check", "asked", "compat, ms a check", "plain loop, ms a check", "ratio"], rows, "lrrrr")
+    head = ["check", "asked", "compat, ms a check", "plain loop, ms a check", "ratio", "median ratio of a cell"]
+    yield _table(head, rows, "lrrrrr")
 
 
 _RUN = {"run": True}
@@ -358,6 +414,7 @@ GENERATORS: dict[str, tuple[Generator, dict[str, bool]]] = {
     "environment": (_environment, _RUN),
     "findings": (_findings, _RUN | {"outcomes": False}),
     "speed": (_speed, _RUN),
+    "margins": (_margins, _RUN | {"check": False}),
     "criteria": (_criteria, {"check": False}),
     "load-findings": (_own_findings, {}),
     "refusals": (_refusals, {}),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import inspect
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -138,7 +139,11 @@ def pipeline_tasks() -> list[str]:
 
 
 def quiet_logs() -> None:
-    """Progress bars off, log level error: a worker's stderr is kept as evidence and should hold little else."""
+    """Progress bars off, log level error: a worker's stderr is kept as evidence and should hold little else.
+
+    bitsandbytes logs a line for every int8 product in bf16.
+    """
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     transformers.logging.set_verbosity_error()
     disable = getattr(transformers.logging, "disable_progress_bar", None)
     if disable is not None:

@@ -43,7 +43,7 @@ def outcomes(stored: Run, model: str = "") -> Outcomes:
 
 def environment(fault: str = "", at: str = "", marker: Path | None = None) -> dict[str, str]:
     """The variables of a process whose stack has `fault`."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("COMPAT_")}
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("COMPAT_", "PYTHONUNBUFFERED"))}
     added = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     if fault:
         added["PYTHONPATH"] = os.pathsep.join([str(FAULTY_STACK), str(ROOT)])

@@ -28,13 +28,6 @@ def _faulty(monkeypatch: pytest.MonkeyPatch, fault: str, at: str = "", marker: P
         monkeypatch.setenv(name, value)
 
 
-@pytest.fixture(scope="module")
-def clean(tmp_path_factory: pytest.TempPathFactory, probe_cache: Path) -> Run:
-    """The tiny matrix on a stack without faults."""
-    folder = tmp_path_factory.mktemp("clean")
-    return run(write(folder, TINY), folder / "run", probe_cache)
-
-
 def _except(clean: Run, *cells: tuple[str, str]) -> Outcomes:
     """Outcomes of the clean run but for `cells`."""
     return {task: o for task, o in outcomes(clean).items() if task not in cells}

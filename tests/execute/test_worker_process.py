@@ -22,17 +22,22 @@ assert hello == {"op": "hello"}
 answer(status="ok", environment={"python": "stub"})
 """
 
-ECHO = HELLO + """
+ECHO = (
+    HELLO
+    + """
 for line in sys.stdin:
     answer(status="ok", asked=json.loads(line)["check"])
 """
+)
 
 
 def _worker(folder: Path, script: str, **more: object) -> WorkerProcess:
     """A worker whose process runs `script` in place of compat.worker."""
     (folder / "stub.py").write_text(script, encoding="utf-8")
     python = folder / "python"
-    python.write_text(f'#!/bin/sh\\nexec {sys.executable} -u "{folder}/stub.py"\\n'.replace("\\n", "\n"), encoding="ascii")
+    python.write_text(
+        f'#!/bin/sh\\nexec {sys.executable} -u "{folder}/stub.py"\\n'.replace("\\n", "\n"), encoding="ascii"
+    )
     python.chmod(python.stat().st_mode | stat.S_IXUSR)
     return WorkerProcess(folder / "worker.log", python=str(python), **more)  # type: ignore[arg-type]
 
@@ -145,7 +150,9 @@ def test_a_workers_process_leads_a_group_of_its_own(tmp_path: Path) -> None:
     worker.close()
 
 
-def test_a_worker_finds_compat_and_what_the_user_put_on_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_finds_compat_and_what_the_user_put_on_the_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "mine").mkdir()
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "mine"))
     monkeypatch.chdir(tmp_path)

@@ -31,8 +31,8 @@ def _hang() -> None:
 
 
 def _allocate() -> None:
-    held = []
-    while sum(map(len, held)) < MOST_BYTES:
+    held: list[bytearray] = []
+    while sum(len(x) for x in held) < MOST_BYTES:
         held.append(bytearray(b"x") * (32 * 2**20))
     raise AssertionError("nothing stopped the faulty stack from allocating")
 
