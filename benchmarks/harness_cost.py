@@ -30,7 +30,7 @@ from unittest import mock
 from tabulate import tabulate
 
 from compat.builtin import matrices_folder
-from compat.execute.worker_process import WorkerProcess
+from compat.execute.worker_process import WorkerProcess, _environment
 from compat.records import Run
 from compat.session import Options, prepare
 from compat.store import read_run
@@ -91,7 +91,8 @@ def plain_loop(requests: Sequence[Request]) -> tuple[Timings, float]:
         asked.write_text(json.dumps(requests), encoding="utf-8")
         started = time.perf_counter()
         with log.open("wb") as stderr:  # what a worker's libraries say goes to a file too
-            child = subprocess.run([sys.executable, __file__, "--child", str(asked), str(answered)], stderr=stderr)
+            command = [sys.executable, __file__, "--child", str(asked), str(answered)]
+            child = subprocess.run(command, stderr=stderr, env=_environment())
         seconds = time.perf_counter() - started
         if child.returncode:
             raise SystemExit(f"the plain loop ended with status {child.returncode}:\n{log.read_text()[-2000:]}")
@@ -118,6 +119,10 @@ def _cell(request: Request) -> str:
     return "/".join((group["row"]["name"], group["dtype"], request["attention"]["name"], group["quantization"]["name"]))
 
 
+def _tasks(requests: Sequence[Request]) -> list[tuple[str, str]]:
+    return [(_cell(r), r["check"]) for r in requests]
+
+
 # -- figures -----------------------------------------------------------------------------------------------------
 
 
@@ -136,7 +141,10 @@ def measure(cells: Sequence[str], cache: Path, repeats: int) -> dict[str, Any]:
     walls: list[tuple[float, float]] = []
     requests: list[Request] = []
     for repeat in range(repeats):
-        run, seconds, requests = harness(cells, cache)
+        run, seconds, asked = harness(cells, cache)
+        if requests and _tasks(asked) != _tasks(requests):
+            raise SystemExit("the work changed between repeats: was compat edited meanwhile?")
+        requests = asked
         _say(f"repeat {repeat + 1}/{repeats}: harness {seconds:.1f} s for {len(requests)} checks")
         timings, plain_seconds = plain_loop(requests)
         _say(f"repeat {repeat + 1}/{repeats}: plain loop {plain_seconds:.1f} s")

@@ -220,7 +220,7 @@ def _of_status(status: str, exception: ExceptionInfo | None, answer: Mapping[str
 
 def _first_line(text: str) -> str:
     line = next((x.strip() for x in text.splitlines() if x.strip()), "(no message)")
-    return line if len(line) <= 300 else line[:297] + "..."
+    return line if len(line) <= 200 else line[:197] + "..."
 
 
 def _pattern(text: str) -> str:

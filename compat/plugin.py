@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from _pytest.compat import NOTSET
 
 from compat.records import Check, Outcome, Run
 
@@ -175,8 +176,15 @@ class _State:
         for item in items:
             if isinstance(item, pytest.Function) and "compat_task" in item.fixturenames and hasattr(item, "callspec"):
                 cell: Any = item.callspec.params["compat_cell"]
-                found[cell.id, item.originalname.removeprefix(_PREFIX)] = item
+                if cell is not NOTSET:  # pytest's own stand-in for a test without parameters
+                    found[cell.id, item.originalname.removeprefix(_PREFIX)] = item
         return found
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collection(self) -> None:
+        """Read the matrix before anything is collected, so that a bad one is a usage error (exit code 4)."""
+        if _names_suites(self.config):
+            self.cells()
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -188,8 +196,7 @@ class _State:
             raise pytest.UsageError(_NO_XDIST)
         wanted = [(cell.id, check) for cell in self.cells() for check in cell.checks]
         ordered = [tasks[key] for key in wanted if key in tasks]
-        own = set(ordered)
-        items[:] = [*(i for i in items if i not in own), *ordered]
+        items[:] = [*(i for i in items if "compat_task" not in getattr(i, "fixturenames", ())), *ordered]
 
     # -- execution -----------------------------------------------------------------------------------------------
 

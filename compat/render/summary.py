@@ -167,7 +167,11 @@ def environment(run: Run) -> tuple[tuple[str, str], ...]:
         ("matrix", one_line(" ".join(_named(("", info.matrix.path), ("sha256", info.matrix.sha256[:12]))))),
         (
             "settings",
-            ", ".join(f"{label(k, 40)} {one_line(plain(v, 80), 80)}" for k, v in sorted(info.settings.items())),
+            ", ".join(
+                f"{label(k, 40)} {one_line(plain(v, 80), 80)}"
+                for k, v in sorted(info.settings.items())
+                if not isinstance(v, dict) or k == "selected"
+            ),
         ),
         ("all cells", ", ".join(f"{label(n, 40)} {label(v, 60)}" for n, v in shared_extras(run.cells))),
     ]

@@ -23,7 +23,7 @@ from compat.worker.inputs import FIRST_TOKEN, Rows
 from compat.worker.report import Report
 
 NEW_TOKENS = 32
-SHORT_TOKENS = 6
+SHORT_TOKENS = 4
 PROMPT_WORDS = (24, 21, 15, 9)
 NUCLEUS = {"do_sample": True, "temperature": 0.7, "top_p": 0.9, "top_k": 50}
 

@@ -21,7 +21,7 @@ from compat.worker.group import Group, Loaded
 from compat.worker.inputs import unpadded
 from compat.worker.report import Report
 
-ROUNDS = 4
+ROUNDS = 3
 """ABBA rounds, two pairs each; fewer (at least LEAST_ROUNDS) where they would take longer than BUDGET_SECONDS."""
 
 LEAST_ROUNDS = 2
@@ -29,7 +29,7 @@ BUDGET_SECONDS = 0.15
 
 PREFILL_LENGTH = 128
 PREFILL_BATCH = 2
-DECODE_STEPS = 3
+DECODE_STEPS = 2
 """Single-token steps in one sample."""
 
 WARMUP = 2

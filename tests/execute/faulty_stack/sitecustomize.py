@@ -1,7 +1,8 @@
 """A faulty stack: put this folder on PYTHONPATH, and one family of transformers misbehaves in a worker.
 
 COMPAT_TEST_FAULT names what happens, COMPAT_TEST_FAULT_AT when: a sequence length, optionally after the attention
-implementation (`sdpa:65`); every forward without it. COMPAT_TEST_MARKER is a file written just before. The family is OPT.
+implementation (`sdpa:65`); every forward without it. COMPAT_TEST_MARKER is a file
+that is written just before. The family is OPT.
 """
 
 from __future__ import annotations
