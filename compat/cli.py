@@ -11,6 +11,7 @@ import argparse
 import os
 import signal
 import sys
+import traceback
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,7 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     from compat.store import StoreError
 
     try:
-        return int(arguments.run(arguments))
+        code = int(arguments.run(arguments))
+        sys.stdout.flush()  # here, where a reader that has left is no error
+        return code
     except (MatrixError, StoreError) as error:
         print(f"compat: {error}", file=sys.stderr)
         return USAGE
@@ -54,6 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has left; that is not an error
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
+    except Exception:  # a fault of ours: code 1 would mean findings
+        traceback.print_exc()
+        return INTERNAL
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -156,7 +162,7 @@ def _bytes(text: str) -> int:
     number, unit = (text[:-1], units[text[-1].upper()]) if text and text[-1].upper() in units else (text, 1)
     try:
         size = int(float(number) * unit)
-    except ValueError:
+    except (ValueError, OverflowError):
         size = 0
     if size < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 8G or 500M")
@@ -197,13 +203,16 @@ def _run(arguments: argparse.Namespace) -> int:
         if listener is not None:
             listener.close()
     run, folder = session.finish()
-    files = write_reports(run, folder)
+    try:
+        files = write_reports(run, folder)
+    except OSError as error:
+        _print_report(run)
+        print(f"compat: stored in {folder}, but its reports cannot be written: {error}", file=sys.stderr)
+        return INTERNAL
     _print_report(run)
     print(f"\nStored: {folder} ({', '.join(files)})")
     if folder != session.folder:
-        print(
-            f"compat: {session.folder} takes no more ({session.journal.broken}); rescued to {folder}", file=sys.stderr
-        )
+        print(f"compat: {session.folder} takes no more ({session.refused}); rescued to {folder}", file=sys.stderr)
         return INTERNAL
     if session.interrupted:
         print(f"Interrupted. Continue: compat run {arguments.matrix} --resume {folder}", file=sys.stderr)

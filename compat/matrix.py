@@ -118,7 +118,10 @@ def read_matrix(path: Path, device: str) -> Matrix:
     data, raw = _read(path)
     _known_keys(path, "", data, _MATRIX_KEYS)
     if "device" in data:
-        return read_matrix(_by_device(path, data, device), device)
+        target = _by_device(path, data, device)
+        if "device" in _read(target)[0]:
+            raise MatrixError(path, f"device.{device}", f"{target.name} picks by device too; name a matrix")
+        return read_matrix(target, device)
     digest = hashlib.sha256(raw)
     models = _models(path, data, digest)
     checks = _names(path, "checks", data.get("checks", list(CHECKS.names)), CHECKS.names)
@@ -170,6 +173,8 @@ def _by_device(path: Path, data: dict[str, Any], device: str) -> Path:
 def _inside(path: Path, key: str, name: str) -> Path:
     """A file named relative to `path`, which must stay in its folder."""
     folder = path.resolve().parent
+    if "\0" in name:
+        raise MatrixError(path, key, f"{name!r} is no file name")
     target = (folder / name).resolve()
     if not target.is_relative_to(folder):
         raise MatrixError(path, key, f"{name!r} leaves the folder of the matrix")
@@ -190,6 +195,7 @@ def _models(path: Path, data: dict[str, Any], digest: Any) -> dict[str, Model]:
         _known_keys(file, "", table, ("defaults", "models"))
         defaults = _table(file, "defaults", table.get("defaults", {}))
         _known_keys(file, "defaults", defaults, ("probe",))
+        _table(file, "defaults.probe", defaults.get("probe", {}))
         for name, row in _table(file, "models", table.get("models", {})).items():
             models[name] = _model(file, name, _table(file, f"models.{name}", row), defaults.get("probe", {}))
     return models
@@ -207,6 +213,10 @@ def _model(file: Path, name: str, row: dict[str, Any], defaults: dict[str, Any])
     for part in _REQUIRED[source]:
         if part not in row:
             raise MatrixError(file, f"{key}.{part}", f"is required for source {source!r}")
+    for feature in row.get("features", []):
+        _typed(file, f"{key}.features", feature, str)
+    if not row.get("timeout_seconds", 1) > 0:
+        raise MatrixError(file, f"{key}.timeout_seconds", f"{row['timeout_seconds']!r} is not above 0")
     for side in row.get("padding_sides", []):
         _one_of(file, f"{key}.padding_sides", side, ("left", "right"))
     complete = {**row, "name": name}
@@ -247,6 +257,8 @@ def _exclusions(path: Path, data: dict[str, Any], models: dict[str, Model]) -> l
         key = f"exclude[{i}]"
         _known_keys(path, key, block, (*AXES, "reason"))
         reason = _typed(path, f"{key}.reason", block.get("reason"), str)
+        if not reason.strip():
+            raise MatrixError(path, f"{key}.reason", "is empty")
         axes = {a: _names(path, f"{key}.{a}", block[a], known[a], patterns=True) for a in AXES if a in block}
         if not axes:
             raise MatrixError(path, key, "names no axis, so it would leave out everything")
@@ -270,7 +282,7 @@ def _settings(path: Path, data: dict[str, Any]) -> Settings:
     _known_keys(path, "settings", table, tuple(_SETTINGS))
     for name, value in table.items():
         _typed(path, f"settings.{name}", value, _SETTINGS[name])
-        if name in ("timeout_seconds", "memory_limit_bytes") and value <= 0:
+        if name in ("timeout_seconds", "memory_limit_bytes") and not value > 0:
             raise MatrixError(path, f"settings.{name}", f"{value!r} is not above 0")
     if "depth" in table:
         _one_of(path, "settings.depth", table["depth"], DEPTHS)

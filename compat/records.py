@@ -225,11 +225,11 @@ def summarize(cells: Iterable[Cell], seconds: float) -> Summary:
 
 def encode_run(run: Run) -> bytes:
     """`run` as the bytes of run.json (UTF-8, one cell a line so that diffs of stored runs can be read)."""
-    head, cells = msgspec.structs.replace(run, cells=()), run.cells
-    text = msgspec.json.encode(head, order="deterministic")
-    rows = b",\n".join(msgspec.json.encode(c, order="deterministic") for c in cells)
-    body = text.replace(b'"cells":[]', b'"cells":[\n' + rows + b"\n]", 1) if cells else text
-    return body + b"\n"
+    parts = {name: msgspec.json.encode(getattr(run, name), order="deterministic") for name in run.__struct_fields__}
+    if run.cells:
+        rows = b",\n".join(msgspec.json.encode(c, order="deterministic") for c in run.cells)
+        parts["cells"] = b"[\n" + rows + b"\n]"
+    return b"{" + b",".join(b'"%b":%b' % (name.encode(), text) for name, text in parts.items()) + b"}\n"
 
 
 def decode_run(data: bytes) -> Run:

@@ -73,6 +73,8 @@ class Session:
     engine: LocalEngine | None = None
     started: float = field(default_factory=time.monotonic)
     interrupted: bool = False
+    refused: OSError | None = None
+    """Why the run's own folder took no more."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -149,8 +151,13 @@ class Session:
                 "the device is cuda, but torch in this environment sees no GPU: install a CUDA build of torch, or "
                 "run with --device cpu"
             )
-        if not self.header.environment.fingerprint:
-            environment = describe(described)
+        environment = describe(described)
+        known = self.header.environment.fingerprint
+        if known and known != environment.fingerprint:
+            raise SessionError(
+                f"{self.folder} cannot be resumed: it was started on another stack or machine; start a new run instead"
+            )
+        if not known:
             info = msgspec.structs.replace(self.header.run, stack=stack_identity(environment))
             self.header = msgspec.structs.replace(self.header, environment=environment, run=info)
             self.journal.add(store.Seen(environment=environment, stack=info.stack))
@@ -178,7 +185,8 @@ class Session:
                 raise self.journal.broken
             store.write_run(run, self.folder)
             return run, self.folder
-        except OSError:
+        except OSError as error:
+            self.refused = error
             rescue = Path(tempfile.mkdtemp(prefix="compat-rescued-"))
             store.write_run(run, rescue)
             return run, rescue
@@ -198,6 +206,12 @@ def prepare(options: Options) -> Session:
     if options.resume is not None:
         header, results = store.read_journal(options.resume)
         _same_plan(header, plan, matrix, options.resume)
+        seed = matrix.settings.seed if options.seed is None else options.seed
+        if header.run.settings.get("seed", seed) != seed:
+            raise SessionError(
+                f"{options.resume} cannot be resumed: it was started with seed {header.run.settings['seed']}; "
+                "start a new run instead"
+            )
         journal = store.Journal(options.resume, None)
         folder = options.resume
     else:

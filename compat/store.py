@@ -11,6 +11,7 @@ import contextlib
 import gzip
 import os
 import threading
+import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -233,7 +234,7 @@ def read_run(where: Path) -> Run:
     try:
         data = path.read_bytes()
         return decode_run(gzip.decompress(data) if data[:2] == GZIP_MAGIC else data)
-    except (gzip.BadGzipFile, EOFError, ValueError) as error:
+    except (gzip.BadGzipFile, zlib.error, EOFError, ValueError) as error:
         raise StoreError(f"{path}: {error}") from error
     except OSError as error:
         raise StoreError(f"{path}: {error.strerror}") from error

@@ -316,22 +316,14 @@ for _row in tomllib.loads((Path(__file__).parent / "said.toml").read_text(encodi
     SAID.setdefault(_row["refusal"], []).append((_row["type"], _row["message"]))
 
 
-def _defect(what: str) -> pytest.MarkDecorator:
-    """Reported to the owner of the product code; the mark goes when the defect does."""
-    return pytest.mark.xfail(reason=f"product defect: {what}")
-
-
 def _raised(kind: str, message: str, phase: str = "load") -> Check:
     exception = {"type": kind, "message": message, "traceback": "Traceback ..."}
     return judge("load", {"status": "raised", "phase": phase, "exception": exception, "seconds": 1.5}, context())
 
 
-SHADOWED = _defect("`does not support .*flex_attention` of attention-not-declared fits it")
-
-
 @pytest.mark.parametrize(
     ("refusal", "kind", "message"),
-    [pytest.param(r, k, m, marks=[SHADOWED] if r == "sdpa-softcap" else [], id=f"{r}-{i}")
+    [pytest.param(r, k, m, id=f"{r}-{i}")
      for r, said in SAID.items() for i, (k, m) in enumerate(said)],
 )  # fmt: skip
 def test_a_recognised_exception_has_its_outcome(refusal: str, kind: str, message: str) -> None:
@@ -359,17 +351,9 @@ def test_every_refusal_has_a_message_here_and_a_meaning() -> None:
         ("AttributeError", "'LlamaConfig' object has no attribute 'rope_theta'"),
         ("safetensors_rust.SafetensorError", "Error while deserializing header: incomplete metadata, file not covered"),
         ("NotImplementedError", ""),
-        pytest.param("RuntimeError", "", marks=_defect("out-of-memory-host takes any RuntimeError without a message")),
-        pytest.param(
-            "ImportError",
-            "cannot import name 'clear_device_cache' from 'accelerate.utils'",
-            marks=_defect("quantization-not-available takes version skew for a missing package"),
-        ),
-        pytest.param(
-            "TypeError",
-            "forward() got an unexpected keyword argument 's_aux'",
-            marks=_defect("attention-sinks takes a TypeError for an explicit refusal"),
-        ),
+        ("RuntimeError", ""),
+        ("ImportError", "cannot import name 'clear_device_cache' from 'accelerate.utils'"),
+        ("TypeError", "forward() got an unexpected keyword argument 's_aux'"),
     ],
 )
 def test_an_exception_that_is_no_refusal_fails(kind: str, message: str) -> None:
@@ -390,7 +374,6 @@ def test_an_exception_that_is_no_refusal_fails(kind: str, message: str) -> None:
          "CPU|device"),
     ],
 )  # fmt: skip
-@_defect("the row that takes it states another cause")
 def test_the_stated_cause_is_the_real_one(kind: str, message: str, says: str) -> None:
     meaning = _raised(kind, message).reason.split(": ")[0]
     assert any(word in meaning for word in says.split("|")), meaning

@@ -168,24 +168,9 @@ BAD: dict[str, tuple[str, str, str]] = {
     "empty file": ("", "axes", "is missing"),
 }  # fmt: skip
 
-KNOWN_DEFECTS = {
-    "exclude with a reason that says nothing": "an empty reason silently leaves the cells in",
-    "timeout that is no number": "nan is not above 0 and is accepted: nothing ever times out",
-    "models holds a NUL": "ValueError from Path.resolve instead of MatrixError",
-    "device names itself": "RecursionError instead of MatrixError",
-    "features holds a number": "the items of a model's lists are not checked",
-    "timeout of a model below 0": "a model's timeout is not checked: every check of it times out at once",
-    "defaults.probe is a number": "TypeError instead of MatrixError",
-}
-"""Reported to the owner of compat.matrix; the mark goes when the defect does."""
-
 
 def _cases(table: dict[str, tuple[str, str, str]]) -> list[ParameterSet]:
-    cases = []
-    for name, case in table.items():
-        marks = [pytest.mark.xfail(reason=f"product defect: {KNOWN_DEFECTS[name]}")] if name in KNOWN_DEFECTS else []
-        cases.append(pytest.param(*case, id=name, marks=marks))
-    return cases
+    return [pytest.param(*case, id=name) for name, case in table.items()]
 
 
 @pytest.mark.parametrize(("text", "key", "part"), _cases(BAD))

@@ -67,7 +67,6 @@ def test_a_run_reads_back_as_it_was_written(run: Run) -> None:
     assert decode_run(encode_run(run)) == run
 
 
-@pytest.mark.xfail(reason='product defect: encode_run replaces the first "cells":[] that it finds')
 def test_an_empty_list_called_cells_elsewhere_does_not_swallow_the_cells() -> None:
     """`compat run M --checks load` stores settings.selected.cells = [] before the cells themselves."""
     cell = Cell(id="a/b/c/d", axes={}, outcome=Outcome.PASS)

@@ -214,7 +214,6 @@ def test_a_compressed_run_is_read_and_a_broken_one_refused_by_name(tmp_path: Pat
         read_run(path)
 
 
-@pytest.mark.xfail(reason="product defect: zlib.error is none of the exceptions that read_run turns into StoreError")
 def test_a_compressed_run_with_a_flipped_byte_is_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / store.COMPRESSED
     path.write_bytes(gzip.compress(b"{}" * 500)[:10] + b"\xff" * 40)

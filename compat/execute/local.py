@@ -100,7 +100,8 @@ class LocalEngine:
         self._lock = threading.Lock()
         self._turns = _Turns()
         self.failure: BaseException | None = None
-        self._lanes: list[threading.Thread] = []
+        self._ended: list[threading.Event] = []
+        """One a lane. Thread.is_alive will not do: until Python 3.13 it says False after Ctrl-C within Thread.join."""
         self._workers: dict[str, WorkerProcess] = {}
 
     def stop(self) -> None:
@@ -120,26 +121,25 @@ class LocalEngine:
     @property
     def running(self) -> bool:
         """Whether any lane is still at work."""
-        return any(lane.is_alive() for lane in self._lanes)
+        return not all(ended.is_set() for ended in self._ended)
 
     def start(self) -> None:
         """Start the lanes and return."""
-        self._lanes = [
-            threading.Thread(target=self._lane, args=(f"{i}-{device.replace(':', '')}", device), daemon=True)
-            for i, device in enumerate(self.configuration.lanes)
-        ]
-        for lane in self._lanes:
-            lane.start()
+        for i, device in enumerate(self.configuration.lanes):
+            ended = threading.Event()
+            self._ended.append(ended)
+            name = f"{i}-{device.replace(':', '')}"
+            threading.Thread(target=self._lane, args=(name, device, ended), daemon=True).start()
 
     def run_down(self) -> None:
         """Wait until every lane has ended. Raises what a listener raised."""
-        for lane in self._lanes:
-            while lane.is_alive():
-                lane.join(0.1)  # short, so that Ctrl-C is seen
+        for ended in self._ended:
+            while not ended.wait(0.1):  # short, so that Ctrl-C is seen
+                pass
         if self.failure is not None:
             raise self.failure
 
-    def _lane(self, name: str, device: str) -> None:
+    def _lane(self, name: str, device: str, ended: threading.Event) -> None:
         worker = WorkerProcess(
             self.configuration.folder / f"worker-{name}.log",
             self.configuration.memory_limit_bytes,
@@ -166,6 +166,7 @@ class LocalEngine:
             self._stop.set()
         finally:
             worker.close()
+            ended.set()
 
     def _run_group(self, worker: WorkerProcess, group: LoadGroup, device: str) -> None:
         spec = self._group_spec(group, device)

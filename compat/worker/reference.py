@@ -32,6 +32,7 @@ _LOW = (torch.float32, torch.float16, torch.bfloat16)
 _CASTS: dict[Callable[..., Any], torch.dtype | None] = {
     torch.Tensor.to: None,
     torch.Tensor.type: None,
+    torch.Tensor.type_as: None,
     torch.Tensor.float: torch.float32,
     torch.Tensor.half: torch.float16,
     torch.Tensor.bfloat16: torch.bfloat16,

@@ -110,7 +110,6 @@ def test_what_the_stack_prints_or_reads_does_not_disturb_the_answers(
     assert b"garbage" in log, "what a library prints is kept as evidence"
 
 
-@pytest.mark.xfail(reason="product defect: the stack's stdin is the pipe of requests; a library that reads it hangs")
 def test_a_stack_that_asks_a_question_gets_no_answer_and_goes_on(
     clean: Run, tmp_path: Path, probe_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -222,8 +221,7 @@ def test_a_truncated_checkpoint_fails_alone_and_says_what_is_wrong(sources: Run)
         ("absent-folder", "absent does not exist"),
         ("hub", "the model hub cannot be reached"),
         ("package", "pip install --no-deps compat-tests-not-installed"),
-        pytest.param("submodule", "pip install --no-deps compat-tests-not-installed", marks=pytest.mark.xfail(
-            reason="product defect: find_spec of a submodule raises when its parent is not installed")),
+        ("submodule", "pip install --no-deps compat-tests-not-installed"),
     ],
 )  # fmt: skip
 def test_what_is_not_to_be_had_is_unavailable_and_says_how_to_get_it(sources: Run, model: str, reason: str) -> None:
@@ -257,7 +255,6 @@ def test_stopping_ends_the_workers_and_keeps_what_there_is(tmp_path: Path, probe
     assert (SDPA, "agreement") not in answered, "a check that was given up has no outcome"
 
 
-@pytest.mark.xfail(reason="product defect: Thread.is_alive is wrong after Ctrl-C, so the lanes are not waited for")
 def test_ctrl_c_returns_when_the_workers_have_ended(
     tmp_path: Path, probe_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -159,10 +159,7 @@ CASTS: dict[str, Any] = {
 }
 
 
-TYPE_AS = pytest.mark.xfail(reason="product defect: Tensor.type_as is not among the suppressed casts")
-
-
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[TYPE_AS] if n == "type_as" else []) for n in CASTS])
+@pytest.mark.parametrize("name", CASTS)
 def test_casts_of_fp64_to_a_lower_float_are_suppressed(name: str) -> None:
     x = _tensor(0, 3, 4) * (1 + 2.0**-40)
     exact = {"softmax": x.softmax(-1), "functional.softmax": x.softmax(-1), "Tensor.softmax": x.softmax(-1),
