@@ -21,10 +21,9 @@ from compat.checks import ALL_TASKS, CHECKS
 from compat.device import DEVICE_TYPES
 
 SOURCES = ("probe", "package", "folder", "hub")
-DEPTHS = ("quick", "standard", "deep")
 
 _MATRIX_KEYS = ("title", "models", "axes", "include", "exclude", "checks", "settings", "device")
-_SETTINGS = {"seed": int, "depth": str, "timeout_seconds": (int, float), "memory_limit_bytes": int}
+_SETTINGS = {"seed": int, "timeout_seconds": (int, float), "memory_limit_bytes": int}
 _MODEL_KEYS: dict[str, Any] = {
     "source": str, "task": str, "type": str, "config": dict, "features": list, "package": str, "file": str,
     "distribution": str, "path": str, "repo": str, "revision": str, "seed": int, "query_gain": (int, float),
@@ -92,7 +91,6 @@ class Settings:
     """What else a matrix may set."""
 
     seed: int = 0
-    depth: str = "standard"
     timeout_seconds: float | None = None
     memory_limit_bytes: int | None = None
 
@@ -223,7 +221,8 @@ def _model(file: Path, name: str, row: dict[str, Any], defaults: dict[str, Any])
     if source == "probe":
         complete["config"] = {**defaults, **row.get("config", {})}
     if source == "folder":
-        complete["path"] = str(_inside(file, f"{key}.path", row["path"]))
+        own = Path(row["path"])  # absolute: where the user says; relative: within the folder of the file
+        complete["path"] = str(own) if own.is_absolute() else str(_inside(file, f"{key}.path", row["path"]))
     if source == "package" and (Path(row["file"]).is_absolute() or ".." in Path(row["file"]).parts):
         raise MatrixError(file, f"{key}.file", f"{row['file']!r} leaves the package's folder")
     return Model(name, complete)
@@ -284,8 +283,6 @@ def _settings(path: Path, data: dict[str, Any]) -> Settings:
         _typed(path, f"settings.{name}", value, _SETTINGS[name])
         if name in ("timeout_seconds", "memory_limit_bytes") and not value > 0:
             raise MatrixError(path, f"settings.{name}", f"{value!r} is not above 0")
-    if "depth" in table:
-        _one_of(path, "settings.depth", table["depth"], DEPTHS)
     return Settings(**table)
 
 

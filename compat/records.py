@@ -152,7 +152,7 @@ class RunInfo(Record, frozen=True):
     device: str = ""
     """`cpu`, `cuda`, ... : the device type the matrix was resolved for."""
     settings: dict[str, Any] = {}
-    """What else shapes the figures: checks selected, seed, depth, threads, workers."""
+    """What else shapes the figures: cells and checks selected, seed, lanes."""
 
 
 class Gpu(Record, frozen=True):

@@ -124,7 +124,6 @@ class Session:
             models=self.matrix.models,
             threads=max(1, (os.cpu_count() or 1) // len(self.lanes)),
             seed=settings.seed if self.options.seed is None else self.options.seed,
-            depth=settings.depth,
             timeout_seconds=self.options.timeout_seconds or settings.timeout_seconds,
             memory_limit_bytes=self.options.memory_limit_bytes or settings.memory_limit_bytes or default_memory_limit(),
             repro=self.repro,
@@ -250,7 +249,6 @@ def _header(
     settings: dict[str, Any] = {
         "title": matrix.title,
         "seed": matrix.settings.seed if options.seed is None else options.seed,
-        "depth": matrix.settings.depth,
         "lanes": list(lanes),
         "compat": __version__,
         "models": {m: _traits(matrix.models[m]) for m in dict.fromkeys(c.model for c in cells)},

@@ -126,7 +126,7 @@ BAD: dict[str, tuple[str, str, str]] = {
     "unknown quantization": (_axis("quantization", '["bnb-nf5"]'), "axes.quantization", "'bnb-nf4'"),
     "unknown check": ('checks = ["agrement"]\n' + AXES_TEXT, "checks", "'agreement'"),
     "unknown check in a block": (AXES_TEXT + 'checks = ["sped"]\n', "axes.checks", "'speed'"),
-    "unknown depth": (AXES_TEXT + '[settings]\ndepth = "standart"\n', "settings.depth", "'standard'"),
+    "unknown setting": (AXES_TEXT + '[settings]\nsead = 1\n', "settings.sead", "'seed'"),
     "unknown value in exclude": (
         AXES_TEXT + '[[exclude]]\nattention = ["spda"]\nreason = "x"\n', "exclude[0].attention", "'sdpa'"),
     "pattern that fits nothing": (_axis("model", '["lama*"]'), "axes.model", "fits nothing"),

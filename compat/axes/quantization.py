@@ -20,8 +20,6 @@ class Quantization:
     arguments: dict[str, Any] = field(default_factory=dict)
     bits: float | None = None
     overhead_bytes: float = 0.0
-    batch_dependent: bool = False
-    """Whether a row's result may depend on its neighbours by design (LLM.int8() picks outlier columns batch-wide)."""
 
 
 def _four_bit(name: str, kind: str, double: bool) -> Quantization:
@@ -45,7 +43,7 @@ QUANTIZATIONS = Registry(
     "quantization",
     (
         Quantization("none"),
-        Quantization("bnb-int8", "bitsandbytes", {"load_in_8bit": True}, bits=8, batch_dependent=True),
+        Quantization("bnb-int8", "bitsandbytes", {"load_in_8bit": True}, bits=8),
         _four_bit("bnb-fp4", "fp4", double=False),
         _four_bit("bnb-nf4", "nf4", double=False),
         _four_bit("bnb-nf4-dq", "nf4", double=True),

@@ -41,7 +41,6 @@ class Configuration:
     models: Mapping[str, Model]
     threads: int = 1
     seed: int = 0
-    depth: str = "standard"
     timeout_seconds: float | None = None
     memory_limit_bytes: int | None = None
     repro: Callable[[CellSpec, str], str] = lambda cell, check: ""
@@ -219,7 +218,6 @@ class LocalEngine:
             },
             "device": device,
             "cache": str(self.configuration.cache),
-            "depth": self.configuration.depth,
             "seed": self.configuration.seed,
         }
 

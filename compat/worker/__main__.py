@@ -123,7 +123,8 @@ class _Session:
 
     def _after(self, error: BaseException) -> None:
         """Out of memory: let go of everything, so that the next check starts clean."""
-        if isinstance(error, MemoryError) or "memory" in str(error).lower():
+        text = str(error).lower()
+        if isinstance(error, MemoryError) or "out of memory" in text or "allocate memory" in text:
             self._drop()
 
     def _drop(self) -> None:

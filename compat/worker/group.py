@@ -47,7 +47,6 @@ class GroupSpec:
     quantization: dict[str, Any]
     device: str
     cache: str
-    depth: str = "standard"
     seed: int = 0
     key: str = ""
 
