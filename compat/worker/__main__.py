@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import sys
 import time
 import traceback
 from typing import Any, TextIO
@@ -135,6 +136,8 @@ class _Session:
 
 def _exception(error: BaseException) -> dict[str, str]:
     text = "".join(traceback.format_exception(error))
+    for folder in sorted({p.rstrip("/") for p in sys.path if len(p) > 1}, key=len, reverse=True):
+        text = text.replace(f'"{folder}/', '"')  # say which file, not where this machine keeps it
     return {
         "type": f"{type(error).__module__}.{type(error).__qualname__}".removeprefix("builtins."),
         "message": str(error)[:4000],

@@ -2,8 +2,8 @@
 
 Candidate and eager alternate in ABBA order, so that drift cancels; a sample pairs neighbours. What is sent home are the
 raw paired seconds and token counts; compat.stats turns them into a median ratio with an interval. Decode is timed over
-cache lengths that both sides have walked before; what a length never seen costs (a kernel that plans or compiles for each
-one) is measured apart.
+cache lengths that both sides have walked before; what a length never seen costs (a kernel that plans or compiles for
+each one) is measured apart.
 """
 
 from __future__ import annotations
