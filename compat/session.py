@@ -13,7 +13,7 @@ import shlex
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +22,7 @@ from typing import Any
 import msgspec
 
 from compat import __version__, device, store
+from compat.axes import ATTENTION, DTYPES
 from compat.axes.attention import kernel_kind
 from compat.execute.local import Configuration, LocalEngine
 from compat.execute.worker_process import default_memory_limit
@@ -138,7 +139,9 @@ class Session:
 
     def _record(self, cell: CellSpec, check: Check) -> None:
         with self._lock:
-            line = store.Line(cell=cell.id, check=check, effective=effective(check) if check.name == "load" else {})
+            line = store.Line(
+                cell=cell.id, check=check, effective=effective(cell.axes, check) if check.name == "load" else {}
+            )
             self.results.append(line)
             self.journal.add(line)
         self.on_result(cell, check)
@@ -283,20 +286,23 @@ def _same_plan(header: store.Header, plan: Plan, matrix: Matrix, folder: Path) -
         raise SessionError(f"{folder} cannot be resumed: it was started for another selection of cells or checks")
 
 
-def effective(load: Check) -> dict[str, Any]:
-    """What held after loading, from the load check, for the cell's record."""
+def effective(axes: Mapping[str, str], load: Check) -> dict[str, Any]:
+    """What held after loading, from the load check, in the words of the axes where it is what was asked for."""
     facts = load.evidence.facts
     if "attention" not in facts:
         return {}
-    kinds = sorted({kind for name in load.evidence.kernels if (kind := kernel_kind(name))})
+    asked = ATTENTION[axes["attention"]]
     shares: dict[str, float] = facts.get("dtype_shares", {})
+    largest = max(shares, key=lambda k: shares[k], default="")
     quantization = facts.get("quantization")
+    modules = quantization["modules"] if quantization else 0
     return {
-        "attention": facts["attention"],
-        "kernels": kinds,
+        "attention": asked.name if facts["attention"] == asked.implementation else facts["attention"],
+        "kernels": sorted({kind for name in load.evidence.kernels if (kind := kernel_kind(name))}),
         "how": facts.get("how", ""),
-        "dtype": max(shares, key=lambda k: shares[k]) if shares else "",
-        "quantization": ", ".join(quantization["kinds"]) or "none" if quantization else "none",
+        "dtype": next((d.name for d in DTYPES if d.torch_name == largest), largest),
+        "quantization": axes["quantization"] if modules else "none",
+        **({"quantized_modules": modules} if quantization else {}),
     }
 
 
@@ -361,5 +367,7 @@ def rejudged(run: Run) -> Run:
         context = Context(cell.axes, run.run.device, real, features)
         checks = tuple(rejudge(check, context) for check in cell.checks)
         planned = store.Planned(id=cell.id, axes=cell.axes, checks=tuple(c.name for c in checks))
-        cells.append(store.make_cell(planned, checks, cell.effective) if checks else cell)
+        load = next((c for c in checks if c.name == "load"), None)
+        seen = cell.effective if load is None else effective(cell.axes, load)
+        cells.append(store.make_cell(planned, checks, seen) if checks else cell)
     return msgspec.structs.replace(run, cells=tuple(cells), summary=summarize(cells, run.summary.seconds))
