@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -53,8 +54,12 @@ def environment(fault: str = "", at: str = "", marker: Path | None = None) -> di
     return {**kept, **added}
 
 
+def _default_interrupt() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def start(*arguments: object, env: dict[str, str] | None = None, cwd: Path | None = None) -> subprocess.Popen[str]:
-    """`python -m compat ...`, started."""
+    """`python -m compat ...`, started, with Ctrl-C as a terminal gives it: a shell's background jobs ignore it."""
     return subprocess.Popen(
         [sys.executable, "-m", "compat", *map(str, arguments)],
         env=env or environment(),
@@ -62,6 +67,7 @@ def start(*arguments: object, env: dict[str, str] | None = None, cwd: Path | Non
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=_default_interrupt,
     )
 
 

@@ -259,12 +259,16 @@ def test_ctrl_c_returns_when_the_workers_have_ended(
     tmp_path: Path, probe_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Until Python 3.13, KeyboardInterrupt within Thread.join marks the thread as ended although it still runs."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where pytest is a background job
     marker = tmp_path / "marker"
     _faulty(monkeypatch, "hang", "eager:33", marker)
     session = prepare(Options(matrix=write(tmp_path, TINY), device="cpu", out=tmp_path / "run", cache=probe_cache))
     interrupter = threading.Thread(target=lambda: os.kill(written_pid(marker) and os.getpid(), signal.SIGINT))
     interrupter.start()
-    session.execute()
+    try:
+        session.execute()
+    finally:
+        signal.signal(signal.SIGINT, before)
     ended = not Path(f"/proc/{written_pid(marker)}").exists()
     interrupter.join()
     assert session.interrupted
