@@ -36,6 +36,8 @@ KERNEL_KINDS: tuple[tuple[str, str], ...] = (
     ("flash_attn_3::", "flash_attn 3"),
     ("flash_attn::", "flash_attn"),
     ("flex_attention", "flex"),
+    ("FlexAttention", "flex"),
+    ("Torch-Compiled Region", "flex"),
 )
 """Prefix (or part) of an operator's name -> kind of attention kernel; the first match decides."""
 

@@ -9,14 +9,16 @@ has two).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _FUSED_PREFIX = "aten::_scaled_dot_product_"
+COMPILED_REGION = "Torch-Compiled Region"
 _LIBRARIES = ("flash_attn", "bitsandbytes", "torchao", "quanto", "flash_attn_3", "vllm_flash_attn3")
 
 
@@ -40,11 +42,31 @@ class _Recorder(TorchDispatchMode):
 
 
 @contextmanager
-def kernels_seen() -> Iterator[Counter[str]]:
-    """Collect operator counts of everything run inside the block."""
+def kernels_seen(implementation: str = "") -> Iterator[Counter[str]]:
+    """Collect operator counts of everything run inside the block; they are complete when it ends.
+
+    flex_attention compiles itself, and a dispatch mode would stop it: for that `implementation` torch's profiler looks.
+    """
+    if implementation == "flex_attention":
+        seen: Counter[str] = Counter()
+        with profile(activities=[ProfilerActivity.CPU]) as profiler:
+            yield seen
+        seen.update(_compiled_attention(event.name for event in profiler.events()))
+        return
     recorder = _Recorder()
     with recorder:
         yield recorder.seen
+
+
+def _compiled_attention(names: Iterable[str]) -> Counter[str]:
+    """Compiled regions and flex operators among profiler events, and fused or eager attention where it ran instead."""
+    found: Counter[str] = Counter()
+    for name in names:
+        if name.startswith(COMPILED_REGION):
+            found[COMPILED_REGION] += 1
+        elif "flex" in name.lower() or name.startswith(_FUSED_PREFIX) or name == "aten::_safe_softmax":
+            found[name] += 1
+    return found
 
 
 @contextmanager

@@ -78,3 +78,17 @@ def test_every_forced_kernel_is_one_that_torch_knows() -> None:
     for backend in ATTENTION:
         if backend.sdpa_kernel is not None:
             assert hasattr(SDPBackend, backend.sdpa_kernel), backend.name
+
+
+def test_compiled_attention_is_read_from_profiler_events() -> None:
+    """flex_attention compiles itself: its regions, or what ran instead, are what the profiler names."""
+    from compat.axes.attention import kernel_kind
+    from compat.worker.dispatch import _compiled_attention
+
+    ran = _compiled_attention(
+        ["aten::mm", "Torch-Compiled Region: 0/0", "Torch-Compiled Region: 1/0", "aten::_softmax"]
+    )
+    assert ran == {"Torch-Compiled Region": 2}
+    assert {kernel_kind(name) for name in ran} == {"flex"}
+    fell_back = _compiled_attention(["aten::_scaled_dot_product_flash_attention_for_cpu", "aten::mm"])
+    assert {kernel_kind(name) for name in fell_back} == {"sdpa flash"}

@@ -55,7 +55,7 @@ def _kernels(group: Group, loaded: Loaded) -> tuple[dict[str, int], float]:
     rows = group.source.rows(group.spec.seed, [PROBE_LENGTH] * 2)
     inputs = unpadded(rows, group.device, group.dtype)
     started = time.perf_counter()
-    with kernels_seen() as seen:
+    with kernels_seen(loaded.attention["implementation"]) as seen:
         loaded.forward(**inputs)
     return dict(seen), time.perf_counter() - started
 
