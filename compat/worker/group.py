@@ -7,6 +7,7 @@ where it does not, the model is loaded again, and both facts are recorded.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -170,6 +171,11 @@ class Group:
 
     def _load(self, attention: dict[str, Any]) -> Loaded:
         implementation = attention["implementation"]
+        if implementation != "eager" and not self._loaded:
+            # eager always comes first, so that switching is asked for whichever cells were selected; where it does not
+            # load, the backend is loaded directly
+            with contextlib.suppress(StackError):
+                self.loaded(EAGER)
         base = next((x.model for x in self._loaded.values() if x.how != "reloaded"), None)
         if base is None:
             return self._from_checkpoint(attention, "loaded", {})

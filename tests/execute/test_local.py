@@ -275,3 +275,18 @@ def test_ctrl_c_returns_when_the_workers_have_ended(
     session.stop()
     session.journal.close()
     assert ended, "execute() returned before the worker had ended: the journal is closed under a lane that still writes"
+
+
+def test_a_cell_alone_is_judged_as_in_the_whole_matrix(tmp_path: Path, probe_cache: Path) -> None:
+    """Falcon ignores the switch from eager: that must show also when eager was not selected, or the repro misleads."""
+    text = TINY.replace('"opt", "llama"', '"falcon"')
+    options = Options(
+        matrix=write(tmp_path, text), device="cpu", out=tmp_path / "run", cache=probe_cache,
+        patterns=("falcon/*/sdpa/none",), checks=("load",),
+    )  # fmt: skip
+    session = prepare(options)
+    session.execute()
+    stored, _ = session.finish()
+    (cell,) = stored.cells
+    assert cell.outcome == Outcome.DEGRADED
+    assert "switch" in cell.reason or "set_attn_implementation" in cell.reason
