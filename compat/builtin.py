@@ -11,3 +11,9 @@ def matrices_folder() -> Path:
     """The folder that holds default.toml and models.toml."""
     installed = _PACKAGE / "matrices"
     return installed if installed.is_dir() else _PACKAGE.parent / "matrices"
+
+
+def matrix_path(named: str, folder: Path = Path()) -> Path:
+    """The matrix file that a user names, below `folder`; `default` is compat's own unless a file has that name."""
+    path = folder / named
+    return matrices_folder() / "default.toml" if named == "default" and not path.exists() else path

@@ -113,11 +113,9 @@ def _selection(parser: argparse.ArgumentParser) -> None:
 
 
 def _matrix(text: str) -> Path:
-    from compat.builtin import matrices_folder
+    from compat.builtin import matrix_path
 
-    if text == "default" and not Path(text).exists():
-        return matrices_folder() / "default.toml"
-    return Path(text)
+    return matrix_path(text)
 
 
 def _checks(text: str) -> tuple[str, ...]:

@@ -6,7 +6,10 @@ In: the driver's library through nvidia-ml-py, and CUDA_VISIBLE_DEVICES. Out: "c
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 DEVICE_TYPES = ("cpu", "cuda")
 
@@ -32,52 +35,49 @@ def detect() -> Detected:
     return Detected("cuda", min(count, shown), f"{name} found through its driver")
 
 
-def _nvidia_gpus() -> tuple[int, str]:
+@contextmanager
+def _nvml() -> Iterator[Any]:
+    """NVIDIA's management library, initialised; None without library, driver or permission: no usable GPU."""
     try:
         import pynvml
 
         pynvml.nvmlInit()
-    except Exception:  # no library, no driver, no permission: each means that there is no usable GPU
-        return 0, ""
+    except Exception:  # NVMLError may itself be missing
+        yield None
+        return
     try:
-        count = int(pynvml.nvmlDeviceGetCount())
-        name = pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByIndex(0)) if count else ""
-        return count, name.decode() if isinstance(name, bytes) else str(name)
+        yield pynvml
     finally:
         pynvml.nvmlShutdown()
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _nvidia_gpus() -> tuple[int, str]:
+    with _nvml() as nvml:
+        count = int(nvml.nvmlDeviceGetCount()) if nvml is not None else 0
+        return count, _text(nvml.nvmlDeviceGetName(nvml.nvmlDeviceGetHandleByIndex(0))) if count else ""
 
 
 def driver_version() -> str:
     """The NVIDIA driver's version, or "" without one."""
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-    except Exception:  # as above
-        return ""
-    try:
-        version = pynvml.nvmlSystemGetDriverVersion()
-        return version.decode() if isinstance(version, bytes) else str(version)
-    finally:
-        pynvml.nvmlShutdown()
+    with _nvml() as nvml:
+        return _text(nvml.nvmlSystemGetDriverVersion()) if nvml is not None else ""
 
 
 def volatile(index: int = 0) -> dict[str, object]:
     """Clocks, temperature and foreign processes of a GPU now; {} without one."""
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-    except Exception:  # as above
-        return {}
-    try:
-        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-        return {
-            "sm_clock_mhz": pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM),
-            "temperature_celsius": pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU),
-            "processes": len(pynvml.nvmlDeviceGetComputeRunningProcesses(handle)),
-        }
-    except pynvml.NVMLError:
-        return {}
-    finally:
-        pynvml.nvmlShutdown()
+    with _nvml() as nvml:
+        if nvml is None:
+            return {}
+        try:
+            handle = nvml.nvmlDeviceGetHandleByIndex(index)
+            return {
+                "sm_clock_mhz": nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),
+                "temperature_celsius": nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU),
+                "processes": len(nvml.nvmlDeviceGetComputeRunningProcesses(handle)),
+            }
+        except nvml.NVMLError:
+            return {}

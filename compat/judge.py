@@ -20,7 +20,7 @@ import msgspec
 from compat import stats
 from compat.axes import ATTENTION, DTYPES
 from compat.axes.attention import kernel_kind
-from compat.records import SEVERITY, Check, Evidence, ExceptionInfo, Measurement, Outcome
+from compat.records import SEVERITY, Cell, Check, Evidence, ExceptionInfo, Measurement, Outcome, Run
 
 _HERE = Path(__file__).parent
 
@@ -41,6 +41,13 @@ class Context:
             return self.features
         own = {"device": self.device, "real": "yes" if self.real else "no"}
         return frozenset({own.get(name) or self.axes.get(name, "")})
+
+
+def stored_context(run: Run, cell: Cell) -> Context:
+    """What the rules may ask about a cell of a stored run."""
+    traits = run.run.settings.get("models", {}).get(cell.axes["model"], {})
+    real = traits.get("source", "probe") != "probe"
+    return Context(cell.axes, run.run.device, real, frozenset(traits.get("features", ())))
 
 
 @dataclass(frozen=True)

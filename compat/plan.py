@@ -12,7 +12,6 @@ from collections.abc import Iterable, Set
 from dataclasses import dataclass, replace
 
 from compat.axes import ATTENTION, DTYPES, QUANTIZATIONS
-from compat.checks import CHECKS
 from compat.matrix import CellSpec
 
 
@@ -99,8 +98,3 @@ def without(plan: Plan, done: Set[tuple[str, str]]) -> Plan:
         if cells:
             groups.append(replace(group, cells=cells))
     return Plan(tuple(groups), plan.left_out)
-
-
-def check_order(name: str) -> int:
-    """The position of a check within its cell."""
-    return CHECKS.names.index(name)

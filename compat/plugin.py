@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from _pytest.compat import NOTSET
 
-from compat.records import Check, Outcome, Run
+from compat.records import BAD, Check, Outcome, Run
 
 if TYPE_CHECKING:
     from compat.matrix import CellSpec
     from compat.session import Session
 
-FAILING = frozenset({Outcome.FAIL, Outcome.CRASH, Outcome.ERROR, Outcome.OOM, Outcome.TIMEOUT, Outcome.DEGRADED})
+FAILING = BAD | {Outcome.DEGRADED}
 """Outcomes that fail a test. The others, but for pass, skip it."""
 
 SUITES = "compat.suites"
@@ -164,12 +164,9 @@ class _State:
         return self._cells
 
     def _matrix_path(self) -> Path:
-        from compat.builtin import matrices_folder
+        from compat.builtin import matrix_path
 
-        named = self.config.getoption("--compat-matrix")
-        if named == "default" and not Path(named).exists():
-            return matrices_folder() / "default.toml"
-        return Path(self.config.invocation_params.dir, named)
+        return matrix_path(self.config.getoption("--compat-matrix"), Path(self.config.invocation_params.dir))
 
     def _tasks(self, items: list[pytest.Item]) -> dict[tuple[str, str], pytest.Item]:
         found: dict[tuple[str, str], pytest.Item] = {}

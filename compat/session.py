@@ -357,14 +357,11 @@ def write_reports(run: Run, folder: Path) -> list[str]:
 
 def rejudged(run: Run) -> Run:
     """The same run with every stored measurement judged by today's criteria."""
-    from compat.judge import Context, rejudge
+    from compat.judge import rejudge, stored_context
 
-    models = run.run.settings.get("models", {})
     cells = []
     for cell in run.cells:
-        traits = models.get(cell.axes["model"], {})
-        real, features = traits.get("source", "probe") != "probe", frozenset(traits.get("features", ()))
-        context = Context(cell.axes, run.run.device, real, features)
+        context = stored_context(run, cell)
         checks = tuple(rejudge(check, context) for check in cell.checks)
         planned = store.Planned(id=cell.id, axes=cell.axes, checks=tuple(c.name for c in checks))
         load = next((c for c in checks if c.name == "load"), None)

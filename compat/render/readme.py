@@ -34,8 +34,8 @@ from compat import store
 from compat.axes import ATTENTION, DTYPES, QUANTIZATIONS, nearest
 from compat.builtin import matrices_folder
 from compat.checks import CHECKS
-from compat.judge import Context, Rule, criteria, refusals
-from compat.records import Cell, Measurement, Outcome, Run
+from compat.judge import Rule, criteria, refusals, stored_context
+from compat.records import Measurement, Outcome, Run
 from compat.render.figures import bare_ratio, duration, plural, ratio
 from compat.render.groups import failures
 from compat.render.markdown import _plain, _table, code, matrix_tables
@@ -289,13 +289,6 @@ def _margin(rule: Rule, measured: Sequence[Measurement]) -> list[str]:
     ends = [f"{within[-1]:.3g}" if within else "none", f"{beyond[0]:.3g}" if beyond else "none"]
     middle = f"{statistics.median(values):.3g}"
     return [code(rule.measurement), _where(rule), f"{sign} {rule.passes:g}", f"{len(values):,}", middle, *ends]
-
-
-def stored_context(run: Run, cell: Cell) -> Context:
-    """What the rules may ask about a cell of a stored run."""
-    traits = run.run.settings.get("models", {}).get(cell.axes["model"], {})
-    real = traits.get("source", "probe") != "probe"
-    return Context(cell.axes, run.run.device, real, frozenset(traits.get("features", ())))
 
 
 # -- from compat's own tables ------------------------------------------------------------------------------------

@@ -22,6 +22,11 @@ DECODER_TOKENS = 17
 """Decoder input length of encoder-decoder models; the encoder gets the row's length."""
 
 
+def english_text() -> str:
+    """Six paragraphs of English, for checkpoints with real weights."""
+    return (Path(__file__).parent / "english.txt").read_text(encoding="utf-8")
+
+
 @dataclass(frozen=True)
 class Rows:
     """Unpadded samples of one model: token rows, or images (pixel values) for vision models."""
@@ -53,8 +58,7 @@ class Source:
         self.image_size = int(getattr(config, "image_size", 0) or 0)
         self._text: list[int] = []
         if row["source"] != "probe" and tokenizer is not None:
-            text = (Path(__file__).parent / "english.txt").read_text(encoding="utf-8")
-            self._text = [int(t) for t in tokenizer(text, add_special_tokens=False)["input_ids"]]
+            self._text = [int(t) for t in tokenizer(english_text(), add_special_tokens=False)["input_ids"]]
 
     def rows(self, seed: int, lengths: list[int]) -> Rows:
         """One row of each length (tokens); for images, as many images as there are lengths."""

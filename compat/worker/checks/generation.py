@@ -19,7 +19,7 @@ from compat.worker import stack_api
 from compat.worker.calls import under_test
 from compat.worker.dispatch import forced_sdpa_kernel
 from compat.worker.group import Group, Loaded
-from compat.worker.inputs import FIRST_TOKEN, Rows
+from compat.worker.inputs import FIRST_TOKEN, Rows, english_text
 from compat.worker.report import Report
 
 NEW_TOKENS = 32
@@ -44,12 +44,7 @@ def prompts(group: Group) -> list[str]:
         generator = torch.Generator().manual_seed(group.spec.seed + 77)
         drawn = [torch.randint(FIRST_TOKEN, group.source.vocab, (n,), generator=generator) for n in PROMPT_WORDS]
         return [" ".join(f"w{int(i)}" for i in ids) for ids in drawn]
-    from pathlib import Path
-
-    import compat.worker.inputs as inputs
-
-    text = (Path(inputs.__file__).parent / "english.txt").read_text(encoding="utf-8")
-    paragraphs = [p for p in text.split("\n\n") if p.strip()]
+    paragraphs = [p for p in english_text().split("\n\n") if p.strip()]
     return [" ".join(p.split()[:n]) for p, n in zip(paragraphs, PROMPT_WORDS, strict=False)]
 
 

@@ -55,22 +55,16 @@ def _tensors(layer: Any) -> list[torch.Tensor]:
 def cache_bytes_per_token(group: Group) -> float | None:
     """2 x layers x key/value heads x head_dim x bytes an element; None where the config does not say."""
     config = group.master.config
-    heads = next(
-        (
-            getattr(config, n)
-            for n in ("num_key_value_heads", "num_kv_heads", "num_attention_heads", "n_head", "n_heads")
-            if getattr(config, n, None)
-        ),
-        None,
-    )
-    queries = next(
-        (getattr(config, n) for n in ("num_attention_heads", "n_head", "n_heads") if getattr(config, n, None)), None
-    )
-    layers = next(
-        (getattr(config, n) for n in ("num_hidden_layers", "n_layer", "n_layers") if getattr(config, n, None)), None
-    )
-    hidden = next((getattr(config, n) for n in ("hidden_size", "n_embd", "d_model") if getattr(config, n, None)), None)
+    queries = _first(config, "num_attention_heads", "n_head", "n_heads")
+    heads = _first(config, "num_key_value_heads", "num_kv_heads") or queries
+    layers = _first(config, "num_hidden_layers", "n_layer", "n_layers")
+    hidden = _first(config, "hidden_size", "n_embd", "d_model")
     if not (heads and queries and layers and hidden):
         return None
     head_dim = getattr(config, "head_dim", None) or hidden // queries
     return float(2 * layers * heads * head_dim * group.dtype.itemsize)
+
+
+def _first(config: Any, *names: str) -> int | None:
+    """The first of several spellings that the config has a value for."""
+    return next((int(value) for name in names if (value := getattr(config, name, None))), None)
