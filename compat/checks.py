@@ -1,16 +1,22 @@
-"""What the parent knows of each check: its name, which tasks it applies to, whether it needs the device to itself.
+"""What the parent knows of each check: its question, the cells it applies to, whether it needs the device to itself.
 
-The check itself is a file in `compat/worker/checks/`; its rules are rows of criteria.toml.
+The check itself is a file in `compat/worker/checks/`; its rules are a file in `compat/criteria/`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import fnmatch
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from compat.axes.registry import Registry
 
 TEXT_TASKS = ("causal-lm", "masked-lm", "seq2seq-lm", "feature-extraction")
+GENERATING_TASKS = ("causal-lm", "seq2seq-lm")
 ALL_TASKS = (*TEXT_TASKS, "image-classification")
+
+DEPTHS = ("quick", "standard", "deep")
+"""How much a check looks at, from least to most: time for sight."""
 
 
 @dataclass(frozen=True)
@@ -20,9 +26,17 @@ class CheckKind:
     name: str
     question: str
     tasks: tuple[str, ...] = ALL_TASKS
+    only: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Axis -> values or patterns, for a check that has something to ask of these cells only."""
     exclusive: bool = False
     """Whether nothing else may run on the machine meanwhile (it measures time)."""
     timeout_seconds: float = 300.0
+
+    def applies(self, task: str, axes: Mapping[str, str]) -> bool:
+        """Whether the check has something to ask of a cell with these axis values."""
+        return task in self.tasks and all(
+            any(fnmatch.fnmatchcase(axes[axis], p) for p in patterns) for axis, patterns in self.only.items()
+        )
 
 
 CHECKS = Registry(
@@ -31,7 +45,15 @@ CHECKS = Registry(
         CheckKind("load", "does it load, and is what was asked for what runs?", timeout_seconds=600.0),
         CheckKind("agreement", "is it as close to the fp64 reference as eager in the same dtype is?"),
         CheckKind("padding", "does padding change anything that it must not?", tasks=TEXT_TASKS),
+        CheckKind("cache", "does decoding from a cache give what the whole sequence gives?", tasks=GENERATING_TASKS),
         CheckKind("generation", "does generate follow the model, and the pipeline follow generate?"),
+        CheckKind(
+            "quality", "are the weights quantized as asked, and at what loss?", only={"quantization": ("bnb-*",)}
+        ),
+        CheckKind("gradient", "does a training step give the gradients that the reference gives?"),
+        CheckKind("determinism", "does the same input give the same answer, whatever ran before it or beside it?"),
+        CheckKind("dispatch", "which kernels run, on every path and in every part of the model?"),
+        CheckKind("work", "does it do more work than its arithmetic asks for?"),
         CheckKind("speed", "how fast are prefill and decode against eager?", exclusive=True),
         CheckKind("memory", "does it hold what its scheme says, before and after it runs?"),
     ),

@@ -82,6 +82,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--cache", type=Path, metavar="DIR", help="folder for checkpoints that compat makes")
     run.add_argument("--seed", type=int, help="seed of inputs (default: the matrix's)")
     run.add_argument(
+        "--depth", choices=("quick", "standard", "deep"), help="how much each check looks at (default: the matrix's)"
+    )
+    run.add_argument(
         "--fail-on", type=_outcomes, default=(), metavar="LIST", help=f"exit 1 for any of: {','.join(FAIL_ON)}"
     )
     run.add_argument("-q", "--quiet", action="store_true", help="no progress")
@@ -91,6 +94,14 @@ def _parser() -> argparse.ArgumentParser:
     _selection(listing)
     listing.add_argument("--ids", action="store_true", help="one cell id a line, nothing else")
     listing.set_defaults(run=_list)
+
+    selftest = commands.add_parser("selftest", help="inject known bugs one at a time: which checks see each?")
+    selftest.add_argument("faults", nargs="*", metavar="FAULT", help="names with wildcards (default: all)")
+    selftest.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: what is detected")
+    selftest.add_argument("--depth", choices=("quick", "standard", "deep"), default="standard")
+    selftest.add_argument("--workers", type=_positive, metavar="N", help="worker processes (default: two)")
+    selftest.add_argument("--cache", type=Path, metavar="DIR", help="folder for checkpoints that compat makes")
+    selftest.set_defaults(run=_selftest)
 
     report = commands.add_parser("report", help="render a stored run again")
     report.add_argument("stored", type=Path, metavar="RUN", help="a run's folder, or its run.json")
@@ -186,6 +197,7 @@ def _run(arguments: argparse.Namespace) -> int:
             resume=arguments.resume,
             workers=arguments.workers,
             seed=arguments.seed,
+            depth=arguments.depth,
             timeout_seconds=arguments.timeout,
             memory_limit_bytes=arguments.memory_limit,
             cache=arguments.cache,
@@ -233,6 +245,34 @@ def _print_report(run: Any) -> None:
     color = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     width = shutil.get_terminal_size((80, 24)).columns if sys.stdout.isatty() else 80
     print(render(run, "terminal", width=max(80, min(width, 120)), color=color))
+
+
+def _selftest(arguments: argparse.Namespace) -> int:
+    import tempfile
+
+    from compat import device
+    from compat.selftest import SelfTest, Trial, chosen
+    from compat.session import default_cache
+
+    kind = device.detect().type if arguments.device == "auto" else arguments.device
+
+    def show(trial: Trial) -> None:
+        mark = "killed  " if trial.killed else "NOT SEEN" if trial.reached else "NOT REACHED"
+        print(f"{mark} {trial.fault}: {', '.join(trial.seen_by)} in {', '.join(trial.seen_in)}", flush=True)
+        for line in (*trial.reasons, *trial.disturbed):
+            print(f"    {line}")
+
+    with tempfile.TemporaryDirectory() as folder:
+        test = SelfTest(
+            kind,
+            arguments.depth,
+            arguments.cache or default_cache(),
+            Path(folder),
+            arguments.workers or 2,
+            on_trial=show,
+        )
+        test.run(chosen(kind, arguments.faults))
+    return OK
 
 
 def _list(arguments: argparse.Namespace) -> int:

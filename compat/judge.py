@@ -1,7 +1,7 @@
 """From what a check saw to an outcome. Pure: re-judging a stored run needs no GPU and no torch.
 
 In: a worker's answer (or how the worker ended) and the axes of the cell. Out: a `records.Check`. Thresholds are rows of
-criteria.toml, recognised refusals rows of refusals.toml; this module holds no figure of its own.
+criteria/*.toml, recognised refusals rows of refusals.toml; this module holds no figure of its own.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import msgspec
 from compat import stats
 from compat.axes import ATTENTION, DTYPES
 from compat.axes.attention import kernel_kind
+from compat.checks import CHECKS
 from compat.records import SEVERITY, Cell, Check, Evidence, ExceptionInfo, Measurement, Outcome, Run
 
 _HERE = Path(__file__).parent
@@ -52,7 +53,7 @@ def stored_context(run: Run, cell: Cell) -> Context:
 
 @dataclass(frozen=True)
 class Rule:
-    """A row of criteria.toml."""
+    """A row of criteria/CHECK.toml."""
 
     check: str
     measurement: str
@@ -102,7 +103,7 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Criteria:
-    """criteria.toml, read."""
+    """criteria/*.toml, read."""
 
     rules: tuple[Rule, ...]
     findings: Mapping[str, Outcome]
@@ -111,10 +112,10 @@ class Criteria:
 @cache
 def criteria() -> Criteria:
     """The table of thresholds. Raises ValueError for a row that cannot be meant."""
-    data = tomllib.loads((_HERE / "criteria.toml").read_text(encoding="utf-8"))
+    tables = criteria_tables()
     rules = tuple(
         Rule(
-            check=row["check"],
+            check=check,
             measurement=row["measurement"],
             source=row["source"],
             passes=float(row["pass"]),
@@ -124,9 +125,21 @@ def criteria() -> Criteria:
             only=row.get("only", {}),
             excepted=row.get("except", {}),
         )
-        for row in data["rule"]
+        for check, table in tables.items()
+        for row in table.get("rule", ())
     )
-    return Criteria(rules, {name: Outcome(row["outcome"]) for name, row in data["finding"].items()})
+    findings = {name: Outcome(row["outcome"]) for t in tables.values() for name, row in t.get("finding", {}).items()}
+    return Criteria(rules, findings)
+
+
+@cache
+def criteria_tables() -> Mapping[str, Mapping[str, Any]]:
+    """Check -> its file under compat/criteria, read; in the order of the checks."""
+    return {
+        check: tomllib.loads(path.read_text(encoding="utf-8"))
+        for check in CHECKS.names
+        if (path := _HERE / "criteria" / f"{check}.toml").exists()
+    }
 
 
 @cache

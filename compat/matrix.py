@@ -17,13 +17,13 @@ from typing import Any
 
 from compat.axes import ATTENTION, AXES, DTYPES, QUANTIZATIONS, nearest
 from compat.builtin import matrices_folder
-from compat.checks import ALL_TASKS, CHECKS
+from compat.checks import ALL_TASKS, CHECKS, DEPTHS
 from compat.device import DEVICE_TYPES
 
 SOURCES = ("probe", "package", "folder", "hub")
 
 _MATRIX_KEYS = ("title", "models", "axes", "include", "exclude", "checks", "settings", "device")
-_SETTINGS = {"seed": int, "timeout_seconds": (int, float), "memory_limit_bytes": int}
+_SETTINGS = {"seed": int, "depth": str, "timeout_seconds": (int, float), "memory_limit_bytes": int}
 _MODEL_KEYS: dict[str, Any] = {
     "source": str, "task": str, "type": str, "config": dict, "features": list, "package": str, "file": str,
     "distribution": str, "path": str, "repo": str, "revision": str, "seed": int, "query_gain": (int, float),
@@ -91,6 +91,8 @@ class Settings:
     """What else a matrix may set."""
 
     seed: int = 0
+    depth: str = "standard"
+    """One of compat.checks.DEPTHS."""
     timeout_seconds: float | None = None
     memory_limit_bytes: int | None = None
 
@@ -241,10 +243,10 @@ def _product(
     values = {axis: _names(path, f"{key}.{axis}", block[axis], known[axis], patterns=True) for axis in AXES}
     asked = _names(path, f"{key}.checks", block["checks"], CHECKS.names) if "checks" in block else checks
     for combination in itertools.product(*values.values()):
-        task = models[combination[0]].task
-        applicable = tuple(c for c in asked if task in CHECKS[c].tasks)
-        model, dtype, attention, quantization = combination
-        yield CellSpec(model, dtype, attention, quantization, checks=applicable)
+        axes = dict(zip(AXES, combination, strict=True))
+        task = models[axes["model"]].task
+        applicable = tuple(c for c in asked if CHECKS[c].applies(task, axes))
+        yield CellSpec(**axes, checks=applicable)
 
 
 def _exclusions(path: Path, data: dict[str, Any], models: dict[str, Model]) -> list[tuple[dict[str, Any], str]]:
@@ -283,6 +285,8 @@ def _settings(path: Path, data: dict[str, Any]) -> Settings:
         _typed(path, f"settings.{name}", value, _SETTINGS[name])
         if name in ("timeout_seconds", "memory_limit_bytes") and not value > 0:
             raise MatrixError(path, f"settings.{name}", f"{value!r} is not above 0")
+    if "depth" in table:
+        _one_of(path, "settings.depth", table["depth"], DEPTHS)
     return Settings(**table)
 
 

@@ -43,6 +43,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--compat-workers", type=int, metavar="N", help="worker processes (default: one a device)")
     group.addoption("--compat-timeout", type=float, metavar="SECONDS", help="limit of every check")
     group.addoption("--compat-cache", type=Path, metavar="DIR", help="folder for checkpoints that compat makes")
+    group.addoption("--compat-depth", choices=("quick", "standard", "deep"), help="how much each check looks at")
     group.addoption("--compat-seed", type=int, metavar="N", help="seed of inputs (default: the matrix's)")
 
 
@@ -220,6 +221,7 @@ class _State:
             out=option("--compat-out"),
             workers=option("--compat-workers"),
             seed=option("--compat-seed"),
+            depth=option("--compat-depth"),
             timeout_seconds=option("--compat-timeout"),
             cache=option("--compat-cache"),
             argv=("pytest", *self.config.invocation_params.args),

@@ -51,6 +51,7 @@ class Options:
     resume: Path | None = None
     workers: int | None = None
     seed: int | None = None
+    depth: str | None = None
     timeout_seconds: float | None = None
     memory_limit_bytes: int | None = None
     cache: Path | None = None
@@ -125,6 +126,7 @@ class Session:
             models=self.matrix.models,
             threads=max(1, (os.cpu_count() or 1) // len(self.lanes)),
             seed=settings.seed if self.options.seed is None else self.options.seed,
+            depth=self.options.depth or settings.depth,
             timeout_seconds=self.options.timeout_seconds or settings.timeout_seconds,
             memory_limit_bytes=self.options.memory_limit_bytes or settings.memory_limit_bytes or default_memory_limit(),
             repro=self.repro,
@@ -208,12 +210,7 @@ def prepare(options: Options) -> Session:
     if options.resume is not None:
         header, results = store.read_journal(options.resume)
         _same_plan(header, plan, matrix, options.resume)
-        seed = matrix.settings.seed if options.seed is None else options.seed
-        if header.run.settings.get("seed", seed) != seed:
-            raise SessionError(
-                f"{options.resume} cannot be resumed: it was started with seed {header.run.settings['seed']}; "
-                "start a new run instead"
-            )
+        _same_settings(header, options, matrix, options.resume)
         journal = store.Journal(options.resume, None)
         folder = options.resume
     else:
@@ -252,6 +249,7 @@ def _header(
     settings: dict[str, Any] = {
         "title": matrix.title,
         "seed": matrix.settings.seed if options.seed is None else options.seed,
+        "depth": options.depth or matrix.settings.depth,
         "lanes": list(lanes),
         "compat": __version__,
         "models": {m: _traits(matrix.models[m]) for m in dict.fromkeys(c.model for c in cells)},
@@ -284,6 +282,17 @@ def _same_plan(header: store.Header, plan: Plan, matrix: Matrix, folder: Path) -
     planned = {(p.id, c) for p in header.planned if not p.excluded for c in p.checks}
     if planned != {(cell.id, check) for cell, check in plan.tasks}:
         raise SessionError(f"{folder} cannot be resumed: it was started for another selection of cells or checks")
+
+
+def _same_settings(header: store.Header, options: Options, matrix: Matrix, folder: Path) -> None:
+    asked = {"seed": options.seed, "depth": options.depth}
+    for name, own in asked.items():
+        now_asked = getattr(matrix.settings, name) if own is None else own
+        began = header.run.settings.get(name, now_asked)
+        if began != now_asked:
+            raise SessionError(
+                f"{folder} cannot be resumed: it was started with {name} {began}; start a new run instead"
+            )
 
 
 def effective(axes: Mapping[str, str], load: Check) -> dict[str, Any]:

@@ -41,6 +41,7 @@ class Configuration:
     models: Mapping[str, Model]
     threads: int = 1
     seed: int = 0
+    depth: str = "standard"
     timeout_seconds: float | None = None
     memory_limit_bytes: int | None = None
     repro: Callable[[CellSpec, str], str] = lambda cell, check: ""
@@ -168,7 +169,8 @@ class LocalEngine:
             ended.set()
 
     def _run_group(self, worker: WorkerProcess, group: LoadGroup, device: str) -> None:
-        spec = self._group_spec(group, device)
+        settings = self.configuration
+        spec = group_spec(group, settings.models[group.model], device, settings.cache, settings.seed, settings.depth)
         for cell in group.cells:
             model = self.configuration.models[cell.model]
             context = Context(cell.axes, device.split(":")[0], model.real, model.features)
@@ -183,13 +185,7 @@ class LocalEngine:
                 self.on_result(cell, result)
 
     def _ask(self, worker: WorkerProcess, spec: dict[str, Any], cell: CellSpec, check: str, context: Context) -> Check:
-        request = {
-            "op": "check",
-            "check": check,
-            "group": spec,
-            "attention": _attention(cell.attention),
-            "threads": self.configuration.threads,
-        }
+        request = check_request(check, spec, cell.attention, self.configuration.threads)
         with self._turns.hold(CHECKS[check].exclusive):
             answer = worker.ask(request, self._timeout(cell, check))
         with self._lock:
@@ -203,23 +199,31 @@ class LocalEngine:
         own = self.configuration.models[cell.model].row.get("timeout_seconds")
         return float(own or self.configuration.timeout_seconds or CHECKS[check].timeout_seconds)
 
-    def _group_spec(self, group: LoadGroup, device: str) -> dict[str, Any]:
-        scheme = QUANTIZATIONS[group.quantization]
-        return {
-            "key": group.key,
-            "row": dict(self.configuration.models[group.model].row),
-            "dtype": group.dtype,
-            "quantization": {
-                "name": scheme.name,
-                "library": scheme.library,
-                "arguments": scheme.arguments,
-                "bits": scheme.bits,
-                "overhead_bytes": scheme.overhead_bytes,
-            },
-            "device": device,
-            "cache": str(self.configuration.cache),
-            "seed": self.configuration.seed,
-        }
+
+def check_request(check: str, spec: dict[str, Any], attention: str, threads: int) -> dict[str, Any]:
+    """What a worker is asked; `spec` as `group_spec` makes it."""
+    return {"op": "check", "check": check, "group": spec, "attention": _attention(attention), "threads": threads}
+
+
+def group_spec(group: LoadGroup, model: Model, device: str, cache: Path, seed: int, depth: str) -> dict[str, Any]:
+    """A load group as the worker needs it."""
+    scheme = QUANTIZATIONS[group.quantization]
+    return {
+        "key": group.key,
+        "row": dict(model.row),
+        "dtype": group.dtype,
+        "quantization": {
+            "name": scheme.name,
+            "library": scheme.library,
+            "arguments": scheme.arguments,
+            "bits": scheme.bits,
+            "overhead_bytes": scheme.overhead_bytes,
+        },
+        "device": device,
+        "cache": str(cache),
+        "seed": seed,
+        "depth": depth,
+    }
 
 
 def _attention(name: str) -> dict[str, Any]:

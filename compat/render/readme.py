@@ -34,7 +34,7 @@ from compat import store
 from compat.axes import ATTENTION, DTYPES, QUANTIZATIONS, nearest
 from compat.builtin import matrices_folder
 from compat.checks import CHECKS
-from compat.judge import Rule, criteria, refusals, stored_context
+from compat.judge import Rule, criteria, criteria_tables, refusals, stored_context
 from compat.records import Measurement, Outcome, Run
 from compat.render.figures import bare_ratio, duration, plural, ratio
 from compat.render.groups import failures
@@ -298,7 +298,7 @@ def _criteria(options: Options, root: Path) -> str:
     checks = _listed(options, "check", CHECKS.names)
     rules = [r for r in criteria().rules if checks is None or r.check in checks]
     if not rules:
-        raise MarkError(f"criteria.toml has no rule for {options.get('check', 'any check')}")
+        raise MarkError(f"compat/criteria has no rule for {options.get('check', 'any check')}")
     rows = [
         [code(r.measurement), _where(r), f"{r.passes:g}", _beyond(r), _own(r.source)]
         for r in rules
@@ -320,8 +320,8 @@ def _beyond(rule: Rule) -> str:
 
 def _own_findings(options: Options, root: Path) -> str:
     """The facts of `load` that have an outcome of their own."""
-    data = tomllib.loads((Path(__file__).parents[1] / "criteria.toml").read_text(encoding="utf-8"))
-    rows = [[code(name), row["outcome"], _own(row["source"])] for name, row in data["finding"].items()]
+    found = {name: row for table in criteria_tables().values() for name, row in table.get("finding", {}).items()}
+    rows = [[code(name), row["outcome"], _own(row["source"])] for name, row in found.items()]
     return _table(["finding", "outcome", "source"], rows, "lll")
 
 

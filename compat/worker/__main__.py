@@ -64,6 +64,8 @@ class _Session:
         self.threads = threads
         self.masters = Masters()
         self.group: Any = None
+        self.fault = ""
+        self.patches: Any = None
 
     def check(self, request: dict[str, Any]) -> dict[str, Any]:
         """Run one check; every way it can end becomes an answer."""
@@ -77,6 +79,7 @@ class _Session:
         started = time.perf_counter()
         answer: dict[str, Any]
         try:
+            self._inject(request.get("fault", ""))
             report = CHECKS[request["check"]](self._group(request["group"]), request["attention"])
             answer = {
                 "status": "ok",
@@ -97,9 +100,31 @@ class _Session:
             self._drop()
         except Exception as error:  # a fault of the harness: it must be reported, not end the loop
             answer = {"status": "error", "exception": _exception(error)}
+        if self.patches is not None:
+            answer["fault_reached"] = self.patches.times_reached
         answer["seconds"] = round(time.perf_counter() - started, 6)
         answer["model_seconds"] = round(CLOCK.seconds, 6)
         return answer
+
+    def _inject(self, fault: str) -> None:
+        """Put the named fault of the self-test into the stack, after taking back the last one. Loaded models go:
+        a fault may change what loading does."""
+        if fault == self.fault:
+            return
+        from compat.worker.group import Masters
+
+        self._drop()
+        self.masters = Masters()
+        if self.patches is not None:
+            self.patches.undo()
+            self.patches = None
+        self.fault = fault
+        if fault:
+            from compat.faults import catalogue
+            from compat.faults.patches import Patches
+
+            self.patches = Patches()
+            catalogue()[fault].apply(self.patches)
 
     def _group(self, spec: dict[str, Any]) -> Any:
         from compat.worker.group import Group, GroupSpec

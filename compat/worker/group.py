@@ -31,6 +31,8 @@ from compat.worker.load import (
 from compat.worker.metrics import Yardstick
 from compat.worker.reference import Reference
 
+DEPTHS = ("quick", "standard", "deep")
+
 LARGE_PARAMETERS = 20_000_000
 """Above this many parameters a CPU forward gains from more than one thread; below, it loses."""
 
@@ -49,7 +51,12 @@ class GroupSpec:
     device: str
     cache: str
     seed: int = 0
+    depth: str = "standard"
     key: str = ""
+
+    def at_least(self, depth: str) -> bool:
+        """Whether the checks are to look as far as `depth` (quick, standard or deep)."""
+        return DEPTHS.index(self.depth) >= DEPTHS.index(depth)
 
 
 @dataclass

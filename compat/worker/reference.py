@@ -157,7 +157,7 @@ class _Fp64Mode(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        if func is torch.nn.functional.scaled_dot_product_attention:
+        if func is torch._C._nn.scaled_dot_product_attention:
             return _plain_sdpa(*args, **kwargs)
         if func in _CASTS and isinstance(args[0], torch.Tensor):
             return self._cast(func, args, kwargs)

@@ -1,0 +1,3 @@
+"""Faults of class: caches."""
+
+from __future__ import annotations

@@ -1,0 +1,3 @@
+"""Faults of class: determinism."""
+
+from __future__ import annotations

@@ -1,0 +1,3 @@
+"""Faults of class: dispatch."""
+
+from __future__ import annotations

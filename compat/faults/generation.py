@@ -1,0 +1,3 @@
+"""Faults of class: generation."""
+
+from __future__ import annotations

@@ -1,0 +1,3 @@
+"""Faults of class: gradients."""
+
+from __future__ import annotations

@@ -1,0 +1,3 @@
+"""Faults of class: heads."""
+
+from __future__ import annotations

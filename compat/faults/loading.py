@@ -1,0 +1,3 @@
+"""Faults of class: loading."""
+
+from __future__ import annotations

@@ -1,0 +1,3 @@
+"""Faults of class: pipelines."""
+
+from __future__ import annotations

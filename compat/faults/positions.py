@@ -1,0 +1,3 @@
+"""Faults of class: positions."""
+
+from __future__ import annotations

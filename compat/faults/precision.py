@@ -1,0 +1,3 @@
+"""Faults of class: precision."""
+
+from __future__ import annotations

@@ -1,0 +1,3 @@
+"""Faults of class: quantization."""
+
+from __future__ import annotations

@@ -1,0 +1,3 @@
+"""Faults of class: scores."""
+
+from __future__ import annotations

@@ -1,0 +1,3 @@
+"""Faults of class: windows."""
+
+from __future__ import annotations

@@ -1,0 +1,3 @@
+"""Faults of class: work."""
+
+from __future__ import annotations
