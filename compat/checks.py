@@ -14,6 +14,10 @@ from compat.axes.registry import Registry
 TEXT_TASKS = ("causal-lm", "masked-lm", "seq2seq-lm", "feature-extraction")
 GENERATING_TASKS = ("causal-lm", "seq2seq-lm")
 ALL_TASKS = (*TEXT_TASKS, "image-classification")
+COMPOSITE_TASKS = ("image-text-to-text", "speech-seq2seq")
+"""Models of two parts, one of which reads images or sound; a check that can feed them says so."""
+
+EVERY_TASK = (*ALL_TASKS, *COMPOSITE_TASKS)
 
 DEPTHS = ("quick", "standard", "deep")
 """How much a check looks at, from least to most: time for sight."""
@@ -42,19 +46,25 @@ class CheckKind:
 CHECKS = Registry(
     "check",
     (
-        CheckKind("load", "does it load, and is what was asked for what runs?", timeout_seconds=600.0),
-        CheckKind("agreement", "is it as close to the fp64 reference as eager in the same dtype is?"),
+        CheckKind(
+            "load", "does it load, and is what was asked for what runs?", tasks=EVERY_TASK, timeout_seconds=600.0
+        ),
+        CheckKind("agreement", "is it as close to the fp64 reference as eager in the same dtype is?", tasks=EVERY_TASK),
         CheckKind("padding", "does padding change anything that it must not?", tasks=TEXT_TASKS),
         CheckKind("cache", "does decoding from a cache give what the whole sequence gives?", tasks=GENERATING_TASKS),
         CheckKind("generation", "does generate follow the model, and the pipeline follow generate?"),
         CheckKind(
             "quality", "are the weights quantized as asked, and at what loss?", only={"quantization": ("bnb-*",)}
         ),
-        CheckKind("gradient", "does a training step give the gradients that the reference gives?"),
-        CheckKind("determinism", "does the same input give the same answer, whatever ran before it or beside it?"),
-        CheckKind("dispatch", "which kernels run, on every path and in every part of the model?"),
+        CheckKind("gradient", "does a training step give the gradients that the reference gives?", tasks=EVERY_TASK),
+        CheckKind(
+            "determinism",
+            "does the same input give the same answer, whatever ran before it or beside it?",
+            tasks=(*ALL_TASKS, "image-text-to-text"),
+        ),
+        CheckKind("dispatch", "which kernels run, on every path and in every part of the model?", tasks=EVERY_TASK),
         CheckKind("work", "does it do more work than its arithmetic asks for?"),
         CheckKind("speed", "how fast are prefill and decode against eager?", exclusive=True),
-        CheckKind("memory", "does it hold what its scheme says, before and after it runs?"),
+        CheckKind("memory", "does it hold what its scheme says, before and after it runs?", tasks=EVERY_TASK),
     ),
 )

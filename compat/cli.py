@@ -1,4 +1,4 @@
-"""The `compat` command: run, list, report. A front end; it has no logic of its own.
+"""The `compat` command: run, list, selftest, report. A front end; it has no logic of its own.
 
 Exit codes: 0 done (whatever was found; `--fail-on` makes findings count), 1 a result that --fail-on names, 2
 interrupted, 3 the harness failed (an `error` outcome, or an exception of ours), 4 usage (arguments, matrix, stored
@@ -76,7 +76,9 @@ def _parser() -> argparse.ArgumentParser:
     _selection(run)
     run.add_argument("--out", type=Path, metavar="DIR", help="folder of the run (default: compat-runs/ID)")
     run.add_argument("--resume", type=Path, metavar="DIR", help="continue the run in DIR")
-    run.add_argument("--workers", type=_positive, metavar="N", help="worker processes (default: one a device)")
+    run.add_argument(
+        "--workers", type=_positive, metavar="N", help="worker processes (default: one a GPU, two on a CPU)"
+    )
     run.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="limit of every check (default: by check)")
     run.add_argument("--memory-limit", type=_bytes, metavar="SIZE", help="host memory of a worker, e.g. 8G")
     run.add_argument("--cache", type=Path, metavar="DIR", help="folder for checkpoints that compat makes")
@@ -95,13 +97,40 @@ def _parser() -> argparse.ArgumentParser:
     listing.add_argument("--ids", action="store_true", help="one cell id a line, nothing else")
     listing.set_defaults(run=_list)
 
-    selftest = commands.add_parser("selftest", help="inject known bugs one at a time: which checks see each?")
+    selftest = commands.add_parser(
+        "selftest",
+        help="inject known bugs one at a time: which checks see each?",
+        epilog="exit codes: 0 done, 1 the kill rate is below --at-least or a benign change was flagged, 2 interrupted, "
+        "3 harness failure, 4 usage (an unknown fault)",
+    )
     selftest.add_argument("faults", nargs="*", metavar="FAULT", help="names with wildcards (default: all)")
     selftest.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: what is detected")
     selftest.add_argument("--depth", choices=("quick", "standard", "deep"), default="standard")
-    selftest.add_argument("--workers", type=_positive, metavar="N", help="worker processes (default: two)")
+    selftest.add_argument(
+        "--at-least", type=_percent, metavar="PERCENT", help="exit 1 below this kill rate (default: 95; quick: 80)"
+    )
+    selftest.add_argument("--out", type=Path, metavar="DIR", help="store selftest.json and selftest.md in DIR")
+    selftest.add_argument("--show", type=Path, metavar="FILE", help="print a stored self-test, run nothing")
+    selftest.add_argument("--list", action="store_true", dest="catalogue", help="print the catalogue, run nothing")
+    selftest.add_argument(
+        "--workers", type=_positive, metavar="N", help="worker processes (default: one a processor, at most four)"
+    )
     selftest.add_argument("--cache", type=Path, metavar="DIR", help="folder for checkpoints that compat makes")
+    selftest.add_argument("--seed", type=int, default=0, help="seed of inputs (default: 0)")
+    selftest.add_argument("-q", "--quiet", action="store_true", help="no progress")
     selftest.set_defaults(run=_selftest)
+
+    calibrate = commands.add_parser("calibrate", help="store what is normal: clean bands and known answers, from runs")
+    calibrate.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="stored runs of one device and stack")
+    calibrate.add_argument("--out", type=Path, metavar="DIR", help="folder to write to (default: compat's own)")
+    calibrate.add_argument("--answers", action="store_true", help="store the known answers too (any device gives them)")
+    calibrate.set_defaults(run=_calibrate)
+
+    again = commands.add_parser("reproduce", help="print a script that shows one failure of a stored run, alone")
+    again.add_argument("stored", type=Path, metavar="RUN", help="a run's folder, or its run.json")
+    again.add_argument("cell", metavar="CELL", help="the cell's id")
+    again.add_argument("--check", type=_check, metavar="NAME", help="one check (default: the first that has a script)")
+    again.set_defaults(run=_reproduce)
 
     report = commands.add_parser("report", help="render a stored run again")
     report.add_argument("stored", type=Path, metavar="RUN", help="a run's folder, or its run.json")
@@ -135,6 +164,13 @@ def _checks(text: str) -> tuple[str, ...]:
     return _listed(text, CHECKS.names, "check")
 
 
+def _check(text: str) -> str:
+    names = _checks(text)
+    if len(names) != 1:
+        raise argparse.ArgumentTypeError("one check is meant")
+    return names[0]
+
+
 def _outcomes(text: str) -> tuple[str, ...]:
     return _listed(text, FAIL_ON, "outcome")
 
@@ -154,6 +190,16 @@ def _positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)
+
+
+def _percent(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 100:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a percentage between 0 and 100")
+    return value
 
 
 def _seconds(text: str) -> float:
@@ -248,31 +294,66 @@ def _print_report(run: Any) -> None:
 
 
 def _selftest(arguments: argparse.Namespace) -> int:
-    import tempfile
-
     from compat import device
-    from compat.selftest import SelfTest, Trial, chosen
-    from compat.session import default_cache
+    from compat.selftest_result import Status, read
 
+    if arguments.show is not None:
+        return _print_selftest(read(arguments.show))
     kind = device.detect().type if arguments.device == "auto" else arguments.device
+    from compat.selftest import AT_LEAST, chosen, conduct
 
-    def show(trial: Trial) -> None:
-        mark = "killed  " if trial.killed else "NOT SEEN" if trial.reached else "NOT REACHED"
-        print(f"{mark} {trial.fault}: {', '.join(trial.seen_by)} in {', '.join(trial.seen_in)}", flush=True)
-        for line in (*trial.reasons, *trial.disturbed):
-            print(f"    {line}")
+    if arguments.catalogue:
+        _print_catalogue(arguments.faults)
+        return OK
+    faults = chosen(kind, arguments.faults)
+    signal.signal(signal.SIGTERM, _as_interrupt)
+    result, interrupted = conduct(
+        faults,
+        kind,
+        arguments.depth,
+        cache=arguments.cache,
+        lanes=arguments.workers,
+        seed=arguments.seed,
+        stream=None if arguments.quiet else sys.stderr,
+    )
+    _print_selftest(result)
+    if arguments.out is not None:
+        from compat.render.selftest import render_markdown
+        from compat.selftest_result import write
 
-    with tempfile.TemporaryDirectory() as folder:
-        test = SelfTest(
-            kind,
-            arguments.depth,
-            arguments.cache or default_cache(),
-            Path(folder),
-            arguments.workers or 2,
-            on_trial=show,
-        )
-        test.run(chosen(kind, arguments.faults))
+        try:
+            files = write(result, arguments.out, render_markdown(result))
+        except OSError as error:
+            print(f"compat: {arguments.out}: {error.strerror}", file=sys.stderr)
+            return INTERNAL
+        print(f"\nStored: {arguments.out} ({', '.join(files)})")
+    if interrupted:
+        return INTERRUPTED
+    wanted = AT_LEAST[arguments.depth] if arguments.at_least is None else arguments.at_least
+    flagged = any(t.status == Status.FLAGGED for t in result.trials)
+    return FINDINGS if flagged or (result.rate is not None and result.rate < wanted) else OK
+
+
+def _print_selftest(result: Any) -> int:
+    import shutil
+
+    from compat.render.selftest import render_terminal
+
+    color = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    width = shutil.get_terminal_size((80, 24)).columns if sys.stdout.isatty() else 100
+    print(render_terminal(result, width=max(80, min(width, 120)), color=color), end="")
     return OK
+
+
+def _print_catalogue(patterns: Sequence[str]) -> None:
+    from tabulate import tabulate
+
+    from compat.selftest import fitting
+
+    rows = [[f.name, f.group, f.device or "any", ", ".join(f.seen_by) or "-", f.origin] for f in fitting(patterns)]
+    print(tabulate(rows, headers=["fault", "class", "device", "seen by", "origin"]))
+    benign = sum(row[3] == "-" for row in rows)
+    print(f"\n{len(rows) - benign} faults, {benign} benign changes")
 
 
 def _list(arguments: argparse.Namespace) -> int:
@@ -331,6 +412,45 @@ def _list_reasons(title: str, reasons: Counter[str]) -> None:
         print(f"\n{title}")
         for reason, count in reasons.most_common():
             print(f"  {count:>5} cells  {reason}")
+
+
+def _calibrate(arguments: argparse.Namespace) -> int:
+    from compat import calibration
+    from compat.judge import criteria
+    from compat.store import read_run, write_whole
+
+    wanted = {(r.check, r.measurement) for r in criteria().rules if r.band}
+    try:
+        bands, answers = calibration.collect([read_run(path) for path in arguments.runs], wanted)
+    except ValueError as error:
+        print(f"compat: {error}", file=sys.stderr)
+        return USAGE
+    folder = arguments.out or calibration.FOLDER
+    files = {f"bands-{bands['device']}.json": bands} | ({"answers.json": answers} if arguments.answers else {})
+    for name, content in files.items():
+        write_whole(folder / name, calibration.text(content).encode())
+        print(f"{folder / name}: {len(content.get('cells', content['models']))} entries from {content['runs']} runs")
+    return OK
+
+
+def _reproduce(arguments: argparse.Namespace) -> int:
+    from compat.axes import nearest
+    from compat.session import reproducer
+    from compat.store import read_run
+
+    run = read_run(arguments.stored)
+    cell = next((c for c in run.cells if c.id == arguments.cell), None)
+    if cell is None:
+        hint = nearest(arguments.cell, [c.id for c in run.cells])
+        print(f"compat: no cell {arguments.cell!r}" + (f"; nearest: {hint!r}" if hint else ""), file=sys.stderr)
+        return USAGE
+    for check in cell.checks:
+        if arguments.check in (None, check.name) and (text := reproducer(run, cell, check)):
+            print(text, end="")
+            return OK
+    asked = arguments.check or "any check"
+    print(f"compat: {cell.id}: no script shows {asked} ({cell.reason or cell.outcome.value})", file=sys.stderr)
+    return NOTHING
 
 
 def _report(arguments: argparse.Namespace) -> int:

@@ -6,6 +6,8 @@ criteria/*.toml, recognised refusals rows of refusals.toml; this module holds no
 
 from __future__ import annotations
 
+import fnmatch
+import math
 import re
 import statistics
 import tomllib
@@ -17,10 +19,12 @@ from typing import Any
 
 import msgspec
 
-from compat import stats
+from compat import calibration, stats
 from compat.axes import ATTENTION, DTYPES
 from compat.axes.attention import kernel_kind
 from compat.checks import CHECKS
+from compat.kernel_paths import path_findings
+from compat.matrix import Model
 from compat.records import SEVERITY, Cell, Check, Evidence, ExceptionInfo, Measurement, Outcome, Run
 
 _HERE = Path(__file__).parent
@@ -35,6 +39,8 @@ class Context:
     device: str
     real: bool
     features: frozenset[str] = frozenset()
+    digest: str = ""
+    """Of the model's row, for figures that were stored of it."""
 
     def values(self, name: str) -> frozenset[str]:
         """The value of an axis, or of `device`, `real` or `feature`, as a set."""
@@ -43,12 +49,28 @@ class Context:
         own = {"device": self.device, "real": "yes" if self.real else "no"}
         return frozenset({own.get(name) or self.axes.get(name, "")})
 
+    def band(self, check: str, measurement: str) -> float | None:
+        """The stored figure of clean runs for this cell, if there is one."""
+        cell = "/".join(self.axes.values())
+        stored = calibration.bands(self.device, cell, self.axes["model"], self.digest)
+        return stored.get(check, {}).get(measurement)
+
+    @property
+    def answer(self) -> tuple[float, ...]:
+        """The stored fp64 answer of this cell's model in its dtype, if there is one."""
+        return calibration.answer(self.axes["model"], self.axes["dtype"], self.digest)
+
+
+def context_of(axes: Mapping[str, str], device: str, model: Model) -> Context:
+    """What the rules may ask about a cell that runs on `device` (`cpu`, `cuda:0`)."""
+    return Context(axes, device.split(":")[0], model.real, model.features, model.digest)
+
 
 def stored_context(run: Run, cell: Cell) -> Context:
     """What the rules may ask about a cell of a stored run."""
     traits = run.run.settings.get("models", {}).get(cell.axes["model"], {})
     real = traits.get("source", "probe") != "probe"
-    return Context(cell.axes, run.run.device, real, frozenset(traits.get("features", ())))
+    return Context(cell.axes, run.run.device, real, frozenset(traits.get("features", ())), traits.get("digest", ""))
 
 
 @dataclass(frozen=True)
@@ -62,24 +84,36 @@ class Rule:
     degraded: float | None = None
     guard: bool = False
     required: bool = False
+    band: bool = False
+    """Whether the bounds are multiples of the stored figure of clean runs; without one the row does not hold."""
     only: Mapping[str, Sequence[str]] = field(default_factory=dict)
     excepted: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def holds(self, context: Context) -> bool:
         """Whether this row speaks of the cell."""
-        return all(context.values(k) & set(v) for k, v in self.only.items()) and not any(
-            context.values(k) & set(v) for k, v in self.excepted.items()
+        return (
+            all(_fits(context.values(k), v) for k, v in self.only.items())
+            and not any(_fits(context.values(k), v) for k, v in self.excepted.items())
+            and (not self.band or context.band(self.check, self.measurement) is not None)
         )
 
-    def outcome(self, value: float, better: str) -> Outcome:
+    def unit(self, context: Context) -> float:
+        """What the bounds are multiples of: the cell's stored figure for a band, else 1."""
+        return (context.band(self.check, self.measurement) or 0.0) if self.band else 1.0
+
+    def outcome(self, value: float, better: str, unit: float = 1.0) -> Outcome:
         """The outcome of a measured value."""
-        if _within(value, self.passes, better):
+        if _within(value, self.passes * unit, better):
             return Outcome.PASS
         if self.guard:
             return Outcome.INCONCLUSIVE
-        if self.degraded is not None and _within(value, self.degraded, better):
+        if self.degraded is not None and _within(value, self.degraded * unit, better):
             return Outcome.DEGRADED
         return Outcome.FAIL
+
+
+def _fits(values: frozenset[str], patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(value, pattern) for value in values for pattern in patterns)
 
 
 def _within(value: float, bound: float, better: str) -> bool:
@@ -122,6 +156,7 @@ def criteria() -> Criteria:
             degraded=float(row["degraded"]) if "degraded" in row else None,
             guard=row.get("guard", False),
             required=row.get("required", False),
+            band=row.get("band", False),
             only=row.get("only", {}),
             excepted=row.get("except", {}),
         )
@@ -192,6 +227,7 @@ def rejudge(check: Check, context: Context) -> Check:
     """The same check under today's criteria; one without measurements keeps what was seen when it ran."""
     if not check.measurements:
         return check
+    check = _with_answer(check, context)
     verdicts = [*_by_rules(check, context), *_by_facts(check, context)]
     verdict = min(verdicts, key=lambda v: SEVERITY.index(v.outcome), default=None)
     if verdict is None:
@@ -200,6 +236,22 @@ def rejudge(check: Check, context: Context) -> Check:
     passed = verdict.outcome == Outcome.PASS
     evidence = msgspec.structs.replace(check.evidence, signature="" if passed else verdict.signature)
     return msgspec.structs.replace(check, outcome=verdict.outcome, reason="" if passed else reason, evidence=evidence)
+
+
+def broken(check: Check, context: Context) -> dict[str, float]:
+    """Measurement -> the bound of `pass` that it breaks, for those that made the check fail or degraded."""
+    found: dict[str, float] = {}
+    decided: set[str] = set()
+    for rule in criteria().rules:
+        if rule.check != check.name or rule.measurement in decided or not rule.holds(context):
+            continue
+        decided.add(rule.measurement)
+        measured = check.measurement(rule.measurement)
+        if measured is not None and measured.value is not None:
+            unit = rule.unit(context)
+            if rule.outcome(measured.value, measured.better, unit) in (Outcome.FAIL, Outcome.DEGRADED):
+                found[rule.measurement] = rule.passes * unit
+    return found
 
 
 def not_run(check: str, reason: str) -> Check:
@@ -284,6 +336,17 @@ def derive(check: str, measured: tuple[Measurement, ...], facts: Mapping[str, An
     return (*measured, *added)
 
 
+def _with_answer(check: Check, context: Context) -> Check:
+    """`check` with the distance of the reference's answer from the stored one, where it gave one and one is stored."""
+    given, stored = check.evidence.facts.get("answer"), context.answer
+    kept = tuple(m for m in check.measurements if m.name != "known_answer_error")
+    if given and len(given) == len(stored):
+        scale = math.sqrt(sum(s * s for s in stored) / len(stored))
+        error = max(abs(g - s) for g, s in zip(given, stored, strict=True)) / scale
+        kept = (*kept, _single("known_answer_error", error, "of the answer's rms", "lower"))
+    return msgspec.structs.replace(check, measurements=kept)
+
+
 def _single(name: str, value: float, unit: str, better: str) -> Measurement:
     return Measurement(
         name=name, unit=unit, better=better, value=_short(value), values=(_short(value),), method="single"
@@ -310,8 +373,9 @@ def _by_rules(check: Check, context: Context) -> list[Verdict]:
                 reason = f"{rule.measurement} was not measured"
                 verdicts.append(Verdict(Outcome.INCONCLUSIVE, reason, f"{check.name}: {reason}"))
             continue
-        outcome = rule.outcome(measured.value, measured.better)
-        reason = _explained(rule, measured, outcome)
+        unit = rule.unit(context)
+        outcome = rule.outcome(measured.value, measured.better, unit)
+        reason = _explained(rule, measured, outcome, unit)
         own = check.measurement("candidate_error")
         if outcome == Outcome.INCONCLUSIVE and rule.measurement == "yardstick_error" and own and own.value is not None:
             reason = (
@@ -321,27 +385,30 @@ def _by_rules(check: Check, context: Context) -> list[Verdict]:
     return verdicts
 
 
-def _explained(rule: Rule, measured: Measurement, outcome: Outcome) -> str:
+def _explained(rule: Rule, measured: Measurement, outcome: Outcome, normal: float) -> str:
     if outcome == Outcome.PASS:
         return ""
     sign = ">=" if measured.better == "higher" else "<="
     unit = "" if measured.unit == "ratio" else f" {measured.unit}"
     value = measured.value if measured.value is not None else float("nan")
-    return f"{rule.measurement} {value:.4g}{unit}, pass {sign} {rule.passes:.4g}"
+    stored = f" ({rule.passes:.4g} times that of clean runs)" if rule.band else ""
+    return f"{rule.measurement} {value:.4g}{unit}, pass {sign} {rule.passes * normal:.4g}{stored}"
 
 
 # -- requested against effective ---------------------------------------------------------------------------------
 
 
 def _by_facts(check: Check, context: Context) -> list[Verdict]:
-    """Findings of `load`: what was asked for against what was seen."""
+    """Findings of `load` and `dispatch`: what was asked for against what was seen."""
+    if check.name == "dispatch":
+        return _of_findings("dispatch", path_findings(context.axes["attention"], check.evidence.facts))
     if check.name != "load":
         return []
     facts, found = check.evidence.facts, []
     requested = ATTENTION[context.axes["attention"]]
     if facts.get("attention") != requested.implementation:
         found.append(("attention-differs", f"asked for {requested.implementation}, effective {facts.get('attention')}"))
-    found += _kernel_findings(requested.name, check.evidence.kernels)
+    found += _kernel_findings(requested.name, check.evidence.kernels, "no-attention" in context.features)
     if str(facts.get("switch", "")).startswith(("ignored", "said")):
         found.append(("switch-ignored", f"set_attn_implementation {facts['switch']}"))
     wanted = DTYPES[context.axes["dtype"]].torch_name
@@ -356,13 +423,19 @@ def _by_facts(check: Check, context: Context) -> list[Verdict]:
     devices = facts.get("devices", [])
     if any(not d.startswith(context.device) for d in devices):
         found.append(("device-differs", f"asked for {context.device}, parameters are on {', '.join(devices)}"))
+    return _of_findings("load", found)
+
+
+def _of_findings(check: str, found: Sequence[tuple[str, str]]) -> list[Verdict]:
     outcomes = criteria().findings
-    return [Verdict(outcomes[name], reason, f"load: {name}: {_pattern(reason)}") for name, reason in found]
+    return [Verdict(outcomes[name], reason, f"{check}: {name}: {_pattern(reason)}") for name, reason in found]
 
 
-def _kernel_findings(attention: str, kernels: Mapping[str, int]) -> list[tuple[str, str]]:
+def _kernel_findings(attention: str, kernels: Mapping[str, int], attentionless: bool) -> list[tuple[str, str]]:
     requested = ATTENTION[attention]
     kinds = {kind for name in kernels if (kind := kernel_kind(name)) is not None}
+    if not kinds and attentionless:
+        return []
     if not kinds:
         return [("kernel-unseen", "no attention operator was seen in a forward")]
     if kinds <= requested.kinds:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import itertools
+import json
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from typing import Any
 
 from compat.axes import ATTENTION, AXES, DTYPES, QUANTIZATIONS, nearest
 from compat.builtin import matrices_folder
-from compat.checks import ALL_TASKS, CHECKS, DEPTHS
+from compat.checks import CHECKS, DEPTHS, EVERY_TASK
 from compat.device import DEVICE_TYPES
 
 SOURCES = ("probe", "package", "folder", "hub")
@@ -27,7 +28,8 @@ _SETTINGS = {"seed": int, "depth": str, "timeout_seconds": (int, float), "memory
 _MODEL_KEYS: dict[str, Any] = {
     "source": str, "task": str, "type": str, "config": dict, "features": list, "package": str, "file": str,
     "distribution": str, "path": str, "repo": str, "revision": str, "seed": int, "query_gain": (int, float),
-    "embedding_gain": (int, float), "padding_sides": list, "trust_remote_code": bool, "timeout_seconds": (int, float),
+    "embedding_gain": (int, float), "routed_by_token": bool, "padding_sides": list, "trust_remote_code": bool,
+    "timeout_seconds": (int, float),
 }  # fmt: skip
 _REQUIRED = {"probe": ("type",), "package": ("package", "file", "distribution"), "folder": ("path",), "hub": ("repo",)}
 
@@ -50,13 +52,19 @@ class Model:
 
     @property
     def task(self) -> str:
-        """One of compat.checks.ALL_TASKS."""
+        """One of compat.checks.EVERY_TASK."""
         return str(self.row["task"])
 
     @property
     def features(self) -> frozenset[str]:
         """What the family has that others have not: `moe`, `window`, ..."""
         return frozenset(self.row.get("features", ()))
+
+    @property
+    def digest(self) -> str:
+        """Equal for equal rows: stored figures hold for the very model that they were measured on."""
+        content = {k: v for k, v in self.row.items() if k not in ("features", "timeout_seconds")}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
     @property
     def real(self) -> bool:
@@ -209,7 +217,7 @@ def _model(file: Path, name: str, row: dict[str, Any], defaults: dict[str, Any])
     for part, value in row.items():
         _typed(file, f"{key}.{part}", value, _MODEL_KEYS[part])
     source = _one_of(file, f"{key}.source", row.get("source"), SOURCES)
-    _one_of(file, f"{key}.task", row.get("task"), ALL_TASKS)
+    _one_of(file, f"{key}.task", row.get("task"), EVERY_TASK)
     for part in _REQUIRED[source]:
         if part not in row:
             raise MatrixError(file, f"{key}.{part}", f"is required for source {source!r}")

@@ -116,3 +116,96 @@ def listener(plan: Plan, stream: TextIO, quiet: bool = False) -> Listener | None
     if quiet:
         return None
     return BarProgress(plan, stream) if stream.isatty() else PlainProgress(plan, stream)
+
+
+class SelfTestListener(Protocol):
+    """What a self-test tells."""
+
+    def baseline(self, done: int, of: int) -> None:
+        """A load group was measured without any fault."""
+        ...
+
+    def trial(self, trial: Any, done: int, of: int) -> None:
+        """A fault was tried."""
+        ...
+
+    def close(self) -> None:
+        """The self-test has ended."""
+        ...
+
+
+class SelfTestSilence:
+    """No progress."""
+
+    def baseline(self, done: int, of: int) -> None:
+        """Nothing is said."""
+
+    def trial(self, trial: Any, done: int, of: int) -> None:
+        """Nothing is said."""
+
+    def close(self) -> None:
+        """Nothing is left open."""
+
+
+class SelfTestPlain(SelfTestSilence):
+    """One line a fault: for pipes and logs."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._started = time.monotonic()
+
+    def baseline(self, done: int, of: int) -> None:
+        """One line when the last group is done."""
+        if done == of:
+            self._say(f"{of} load groups measured without any fault")
+
+    def trial(self, trial: Any, done: int, of: int) -> None:
+        """One line."""
+        by = f" by {', '.join(trial.seen_by)}" if trial.seen_by else ""
+        self._say(f"{f'{done}/{of}':>9} {trial.status.value} {trial.fault}{by}")
+
+    def _say(self, text: str) -> None:
+        print(f"{time.monotonic() - self._started:5.0f}s {text}", file=self._stream, flush=True)
+
+
+class SelfTestBar:
+    """A bar with faults tried and killed so far."""
+
+    def __init__(self, stream: TextIO, faults: int) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        self._seen: Counter[str] = Counter()
+        self._progress: Any = Progress(
+            TextColumn("{task.completed}/{task.total} faults"),
+            BarColumn(bar_width=24),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.description}", markup=False),
+            console=Console(file=stream),
+            transient=True,
+        )
+        self._task = self._progress.add_task("starting", total=faults)
+        self._progress.start()
+
+    def baseline(self, done: int, of: int) -> None:
+        """Show how far the cells without a fault are."""
+        self._progress.update(self._task, description=f"without any fault: {done}/{of} load groups")
+
+    def trial(self, trial: Any, done: int, of: int) -> None:
+        """Move the bar."""
+        self._seen[trial.status.value] += 1
+        text = ", ".join(f"{n} {name}" for name, n in self._seen.most_common())
+        self._progress.update(self._task, completed=done, description=text)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        self._progress.stop()
+
+
+def selftest_listener(stream: TextIO | None, faults: int) -> SelfTestListener:
+    """What fits the stream; None for silence."""
+    if stream is None:
+        return SelfTestSilence()
+    return SelfTestBar(stream, faults) if stream.isatty() else SelfTestPlain(stream)

@@ -83,6 +83,10 @@ class Evidence(Record, frozen=True):
     """Short stable text that groups failures with the same cause."""
     diverges_at: str = ""
     """Module path where the candidate first leaves the yardstick's own error."""
+    minimal: dict[str, Any] = {}
+    """The smallest call found that shows the failure: `case`, `figures`, `beyond`, `modules`, `kernels`, `note`."""
+    script: str = ""
+    """Name of the reproducer under the run's folder `reproducers/`, or empty."""
     repro: str = ""
     """A shell command that runs this one check of this one cell again."""
     seed: int | None = None

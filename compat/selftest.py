@@ -1,56 +1,67 @@
 """The self-test: which checks see which bug, on this machine, with these packages.
 
-In: the catalogue of compat.faults, a device, a depth. Out: a `SelfTest`. Every cell that the catalogue names is checked
-once as it is; then each fault is put into a worker's stack and its cells are checked again. A fault is killed when a
-check that is named to see it turns from another outcome to fail or degraded in a cell that the fault touches, and no
-outcome changes in a cell that it spares.
+In: the catalogue of compat.faults, a device, a depth. Out: a `SelfTestResult`. Every cell that the chosen faults name
+is checked once as it is; then each fault is put into a worker's stack and its cells are checked again. A fault is
+killed when a check that is named to see it turns from another outcome to fail or degraded in a cell that the fault
+touches, and no outcome changes in a cell that it spares.
 """
 
 from __future__ import annotations
 
 import fnmatch
+import os
+import tempfile
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
+import msgspec
+
+from compat import __version__, progress
+from compat.axes import AXES, nearest
 from compat.builtin import matrix_path
 from compat.checks import CHECKS
-from compat.execute.local import check_request, group_spec
-from compat.execute.worker_process import WorkerProcess
+from compat.execute.local import NEEDS_FRESH_WORKER, check_request, group_spec
+from compat.execute.worker_process import Stopped, WorkerProcess
 from compat.faults import Fault, catalogue
-from compat.judge import Context, judge
-from compat.matrix import AXES, CellSpec, Model, read_matrix
+from compat.judge import context_of, judge
+from compat.matrix import CellSpec, Model, read_matrix
 from compat.plan import LoadGroup, make_plan
 from compat.records import Check, Outcome
+from compat.selftest_result import Change, SelfTestResult, Status, Trial, keep, sources_hash
+from compat.session import SessionError, default_cache, describe, now, stack_identity
 
 SEEN = frozenset({Outcome.FAIL, Outcome.DEGRADED})
+DIED = frozenset({Outcome.CRASH, Outcome.TIMEOUT, Outcome.OOM})
+NO_BASELINE = DIED | {Outcome.ERROR}
+"""Outcomes without a fault with which nothing can be compared."""
 
 LEFT_OUT = frozenset({"speed"})
 """Checks that the self-test does not run: a clock says nothing about a fault, and costs most."""
 
+AT_LEAST = {"quick": 80.0, "standard": 95.0, "deep": 95.0}
+"""Percent of the faults that are to be killed at a depth. Source: the project's requirement."""
 
-@dataclass(frozen=True)
-class Trial:
-    """What came of one fault."""
+TIMEOUT_SECONDS = 120.0
+"""Longest wait for one check: a fault may make the stack hang, and that costs no more than this."""
 
-    fault: str
-    reached: bool
-    killed: bool
-    seen_by: tuple[str, ...]
-    """Checks that turned to fail or degraded in cells that it touches."""
-    seen_in: tuple[str, ...]
-    """Cells in which they did."""
-    disturbed: tuple[str, ...]
-    """`cell check: before -> after` of every change in cells that it spares (for a benign change: in all)."""
-    reasons: tuple[str, ...] = ()
+RULES = {
+    "quick": "the checks named to see a fault, in cells that it touches until one does, then in cells that it spares; "
+    "for benign changes every check",
+    "standard": "the checks named to see a fault in every cell that it touches; every check in the cells that it "
+    "spares, and for benign changes",
+    "deep": "every check in every cell that a fault names",
+}
+"""Which checks are asked, in words: it stands in the table."""
 
 
 @dataclass
 class SelfTest:
-    """Runs the trials; `results` grows while they run."""
+    """Runs the trials. Listeners: `on_baseline(done, of)`, `on_trial(trial, done, of)`."""
 
     device: str
     depth: str
@@ -58,19 +69,67 @@ class SelfTest:
     log_folder: Path
     lanes: int = 1
     seed: int = 0
-    on_trial: Callable[[Trial], None] = lambda trial: None
+    on_baseline: Callable[[int, int], None] = lambda done, of: None
+    on_trial: Callable[[Trial, int, int], None] = lambda trial, done, of: None
     models: dict[str, Model] = field(default_factory=dict)
     baseline: dict[tuple[str, str], Check] = field(default_factory=dict)
-    results: list[Trial] = field(default_factory=list)
+    trials: list[Trial] = field(default_factory=list)
+    interrupted: bool = False
 
-    def run(self, faults: Sequence[Fault]) -> list[Trial]:
-        """Every trial, in the order in which they end."""
+    def run(self, faults: Sequence[Fault]) -> SelfTestResult:
+        """Every trial; KeyboardInterrupt ends it with what there is. Raises SessionError where the device is not
+        there."""
+        started, clock, sources = now(), time.monotonic(), sources_hash()
+        self._stopping = threading.Event()
+        self._planned = len(faults)
+        self._lock = threading.Lock()
+        self._environment: dict[str, Any] = {}
         self.models = read_matrix(matrix_path("default"), self.device).models
-        named = dict.fromkeys(c for f in faults for c in (*f.cells, *f.spared))
-        plan = make_plan(self._cell(c) for c in named)
-        self._over(plan.groups, self._measure_baseline)
-        self._over(faults, self._measure_fault)
-        return self.results
+        asked: dict[str, set[str]] = {}
+        for fault in faults:
+            for _, cell, name in self._questions(fault):
+                asked.setdefault(cell.id, set()).add(name)
+        named = tuple(
+            replace(cell, checks=tuple(c for c in cell.checks if c in asked[cell.id]))
+            for cell in map(self._cell, asked)
+        )
+        workers = [self._worker(n) for n in range(self.lanes)]
+        try:
+            self._over(workers, make_plan(named).groups, self._measure_baseline, self.on_baseline)
+            self._over(workers, _ordered(faults), self._measure_fault, lambda done, of: None)
+        except KeyboardInterrupt:
+            self.interrupted = True
+        finally:
+            self._stopping.set()
+            for worker in workers:
+                worker.close()
+        order = {f.name: i for i, f in enumerate(faults)}
+        environment = describe(dict(self._environment)) if self._environment else None
+        result = SelfTestResult(
+            device=self.device,
+            depth=self.depth,
+            started=started,
+            seconds=round(time.monotonic() - clock, 1),
+            compat=__version__,
+            sources=sources,
+            trials=tuple(sorted(self.trials, key=lambda t: order[t.fault])),
+            planned=len(faults),
+            whole_catalogue=[f.name for f in faults] == [f.name for f in chosen(self.device)],
+            complete=len(self.trials) == len(faults),
+            seed=self.seed,
+            lanes=self.lanes,
+            checks=tuple(c for c in CHECKS.names if c not in LEFT_OUT),
+            left_out=tuple(c for c in CHECKS.names if c in LEFT_OUT),
+            rule=RULES[self.depth],
+            before=tuple(
+                Change(cell=cell, check=name, before=check.outcome, after=check.outcome, reason=check.reason)
+                for (cell, name), check in sorted(self.baseline.items())
+                if check.outcome not in (Outcome.PASS, Outcome.UNSUPPORTED, Outcome.UNAVAILABLE)
+            ),
+        )
+        if environment is None:
+            return result
+        return msgspec.structs.replace(result, environment=environment, stack=stack_identity(environment))
 
     def _cell(self, identity: str) -> CellSpec:
         axes = dict(zip(AXES, identity.split("/"), strict=True))
@@ -78,87 +137,230 @@ class SelfTest:
         checks = tuple(c for c in CHECKS.names if c not in LEFT_OUT and CHECKS[c].applies(task, axes))
         return CellSpec(**axes, checks=checks)
 
-    def _over(self, items: Sequence[Any], work: Callable[[WorkerProcess, Any], None]) -> None:
-        """`work` on every item, by as many workers as there are lanes."""
+    def _worker(self, number: int) -> WorkerProcess:
+        return WorkerProcess(self.log_folder / f"selftest-{number}.log", stopping=lambda: self._stopping.is_set())
+
+    def _over(
+        self,
+        workers: Sequence[WorkerProcess],
+        items: Sequence[Any],
+        work: Callable[[WorkerProcess, Any], None],
+        on_done: Callable[[int, int], None],
+    ) -> None:
+        """`work` on every item, by all workers side by side. Raises what one of them raised."""
         waiting = deque(items)
         failures: list[BaseException] = []
+        done = [0]
 
-        def lane(number: int) -> None:
-            worker = WorkerProcess(self.log_folder / f"selftest-{number}.log")
+        def lane(worker: WorkerProcess, ended: threading.Event) -> None:
             try:
-                while waiting and not failures:
-                    work(worker, waiting.popleft())
-            except IndexError:
-                pass  # another lane took the last
+                while not failures and not self._stopping.is_set():
+                    with self._lock:
+                        if not waiting:
+                            return
+                        item = waiting.popleft()
+                    work(worker, item)
+                    with self._lock:
+                        done[0] += 1
+                        on_done(done[0], len(items))
+            except Stopped:
+                pass
             except BaseException as error:  # raised below, in the caller's thread
                 failures.append(error)
             finally:
-                worker.close()
+                ended.set()
 
-        threads = [threading.Thread(target=lane, args=(n,), daemon=True) for n in range(self.lanes)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        events = [threading.Event() for _ in workers]
+        for worker, ended in zip(workers, events, strict=True):
+            threading.Thread(target=lane, args=(worker, ended), daemon=True).start()
+        try:
+            for ended in events:
+                while not ended.wait(0.1):  # short, so that Ctrl-C is seen
+                    pass
+        except KeyboardInterrupt:
+            self._stopping.set()
+            for ended in events:
+                ended.wait(10.0)
+            raise
         if failures:
             raise failures[0]
 
     def _measure_baseline(self, worker: WorkerProcess, group: LoadGroup) -> None:
         for cell in group.cells:
-            for check, (result, _) in self._checks(worker, cell, group, "").items():
-                self.baseline[cell.id, check] = result
+            for name in cell.checks:
+                result, _ = self._ask(worker, group, cell, name, "")
+                with self._lock:
+                    self.baseline[cell.id, name] = result
 
-    def _checks(
-        self, worker: WorkerProcess, cell: CellSpec, group: LoadGroup, fault: str
-    ) -> dict[str, tuple[Check, int]]:
-        """Check -> (result, how often the fault was reached)."""
+    def _ask(
+        self, worker: WorkerProcess, group: LoadGroup, cell: CellSpec, name: str, fault: str
+    ) -> tuple[Check, dict[str, Any]]:
+        """The check's result, and the worker's whole answer."""
         model = self.models[cell.model]
         spec = group_spec(group, model, self.device, self.cache, self.seed, self.depth)
-        context = Context(cell.axes, self.device.split(":")[0], model.real, model.features)
-        found = {}
-        for check in cell.checks:
-            request = check_request(check, spec, cell.attention, 1) | {"fault": fault}
-            answer = worker.ask(request, CHECKS[check].timeout_seconds)
-            found[check] = (judge(check, answer, context), int(answer.get("fault_reached", 0)))
-        return found
+        request = check_request(name, spec, cell.attention, 1) | {"fault": fault}
+        for attempt in (1, 2):  # a worker can also be killed from outside: a crash must repeat itself to count
+            answer = worker.ask(request, min(TIMEOUT_SECONDS, CHECKS[name].timeout_seconds) if fault else 600.0)
+            self._note_environment(worker)
+            result = judge(name, answer, context_of(cell.axes, self.device, model), attempts=attempt)
+            if result.outcome in NEEDS_FRESH_WORKER or "injection" in answer:
+                worker.close()
+            if result.outcome not in NEEDS_FRESH_WORKER:
+                break
+        return result, answer
+
+    def _note_environment(self, worker: WorkerProcess) -> None:
+        if self._environment or worker.environment is None:
+            return
+        described = dict(worker.environment)
+        if self.device == "cuda" and not described.pop("torch_sees_cuda", False):
+            raise SessionError("the device is cuda, but torch in this environment sees no GPU")
+        self._environment = described
 
     def _measure_fault(self, worker: WorkerProcess, fault: Fault) -> None:
-        reached = 0
-        seen: dict[str, list[str]] = {}
-        reasons: list[str] = []
-        disturbed: list[str] = []
+        started = time.monotonic()
+        reached, note = 0, ""
+        asked: list[tuple[str, str]] = []
+        seen: list[Change] = []
+        disturbed: list[Change] = []
+        other: list[Change] = []
+        for group, cell, name in self._questions(fault):
+            if self.depth == "quick" and seen and cell.id not in fault.spared and not fault.benign:
+                continue
+            result, answer = self._ask(worker, group, cell, name, fault.name)
+            asked.append((cell.id, name))
+            reached = max(reached, int(answer.get("fault_reached", 0)))
+            if "injection" in answer:
+                note = str(answer["injection"])
+                break
+            before = self.baseline[cell.id, name].outcome
+            if result.outcome == before:
+                continue
+            change = Change(cell=cell.id, check=name, before=before, after=result.outcome, reason=result.reason)
+            if before in NO_BASELINE:
+                other.append(change)
+            elif cell.id in fault.spared or fault.benign:
+                disturbed.append(change)
+            elif result.outcome in SEEN and before not in SEEN:
+                seen.append(change)
+            else:
+                other.append(change)
+        trial = Trial(
+            fault=fault.name,
+            group="benign" if fault.benign else fault.group,
+            title=fault.title,
+            origin=fault.origin,
+            status=_status(fault, reached, seen, disturbed, other, note),
+            expected=fault.seen_by,
+            cells=fault.cells,
+            spared=fault.spared,
+            asked=tuple(asked),
+            seen=tuple(seen),
+            disturbed=tuple(disturbed),
+            other=tuple(other),
+            times_reached=reached,
+            seconds=round(time.monotonic() - started, 1),
+            note=note,
+        )
+        with self._lock:
+            self.trials.append(trial)
+            self.on_trial(trial, len(self.trials), self._planned)
+
+    def _questions(self, fault: Fault) -> list[tuple[LoadGroup, CellSpec, str]]:
+        """What is asked under a fault (RULES), group by group."""
+        asked = []
         for group in make_plan(self._cell(c) for c in (*fault.cells, *fault.spared)).groups:
             for cell in group.cells:
-                for check, (result, times) in self._checks(worker, cell, group, fault.name).items():
-                    reached = max(reached, times)
-                    before = self.baseline[cell.id, check].outcome
-                    if result.outcome == before:
-                        continue
-                    if cell.id in fault.spared or fault.benign:
-                        disturbed.append(
-                            f"{cell.id} {check}: {before.value} -> {result.outcome.value}: {result.reason}"
-                        )
-                    elif result.outcome in SEEN:
-                        seen.setdefault(check, []).append(cell.id)
-                        reasons.append(f"{cell.id} {check}: {result.reason}")
-        killed = not disturbed and (fault.benign or bool(set(seen) & set(fault.seen_by)))
-        trial = Trial(
-            fault.name,
-            reached > 0,
-            killed,
-            tuple(seen),
-            tuple(dict.fromkeys(c for cells in seen.values() for c in cells)),
-            tuple(disturbed),
-            tuple(reasons),
-        )
-        self.results.append(trial)
-        self.on_trial(trial)
+                narrow = ("quick",) if cell.id in fault.spared else ("quick", "standard")
+                all_of_them = fault.benign or self.depth not in narrow
+                names = [c for c in cell.checks if all_of_them or c in fault.seen_by]
+                asked += [(group, cell, name) for name in names]
+        return asked
+
+
+def _status(
+    fault: Fault,
+    reached: int,
+    seen: Sequence[Change],
+    disturbed: Sequence[Change],
+    other: Sequence[Change],
+    note: str,
+) -> Status:
+    if note:
+        return Status.NOT_APPLIED
+    if fault.benign:
+        return Status.FLAGGED if disturbed else Status.QUIET if reached else Status.NOT_REACHED
+    if disturbed:
+        return Status.DISTURBED
+    if {c.check for c in seen} & set(fault.seen_by):
+        return Status.KILLED
+    if seen:
+        return Status.OTHER_CHECK
+    if any(c.after in DIED for c in other):
+        return Status.CRASHED
+    return Status.UNSEEN if reached else Status.NOT_REACHED
+
+
+def _ordered(faults: Sequence[Fault]) -> list[Fault]:
+    """Those with the most cells first, so that the workers end together."""
+    return sorted(faults, key=lambda f: -len(f.cells) - len(f.spared))
+
+
+def default_lanes(device: str) -> int:
+    """Workers that a self-test starts: one a GPU, up to four processors on a CPU."""
+    return 1 if device != "cpu" else max(1, min(4, os.cpu_count() or 1))
+
+
+def fitting(patterns: Sequence[str] = ()) -> list[Fault]:
+    """The faults of the catalogue whose name fits a pattern (none: all). Raises SessionError for a pattern that fits
+    none, naming the nearest."""
+    known = catalogue()
+    for pattern in patterns:
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in known):
+            hint = nearest(pattern, known)
+            raise SessionError(f"unknown fault {pattern!r}" + (f"; nearest: {hint!r}" if hint else ""))
+    return [f for f in known.values() if not patterns or any(fnmatch.fnmatchcase(f.name, p) for p in patterns)]
 
 
 def chosen(device: str, patterns: Sequence[str] = ()) -> list[Fault]:
-    """The faults of the catalogue that exist on `device`, of those the ones whose name fits a pattern (none: all)."""
-    return [
-        f
-        for f in catalogue().values()
-        if f.device in ("", device) and (not patterns or any(fnmatch.fnmatchcase(f.name, p) for p in patterns))
-    ]
+    """Those of `fitting(patterns)` that exist on `device`. Raises SessionError where that leaves none."""
+    fits = fitting(patterns)
+    here = [f for f in fits if f.device in ("", device)]
+    if not here:
+        raise SessionError(f"{fits[0].name!r} exists on {fits[0].device} only, and the device is {device}")
+    return here
+
+
+def conduct(
+    faults: Sequence[Fault],
+    device: str,
+    depth: str,
+    *,
+    cache: Path | None = None,
+    lanes: int | None = None,
+    seed: int = 0,
+    stream: TextIO | None = None,
+) -> tuple[SelfTestResult, bool]:
+    """Run the self-test with progress on `stream`, and keep a complete one for the reports of later runs.
+
+    Returns the result and whether it was interrupted.
+    """
+    cache = cache or default_cache()
+    listener = progress.selftest_listener(stream, len(faults))
+    with tempfile.TemporaryDirectory(prefix="compat-selftest-") as folder:
+        test = SelfTest(
+            device,
+            depth,
+            cache,
+            Path(folder),
+            default_lanes(device) if lanes is None else lanes,
+            seed,
+            on_baseline=listener.baseline,
+            on_trial=listener.trial,
+        )
+        try:
+            result = test.run(faults)
+        finally:
+            listener.close()
+    keep(result, cache)
+    return result, test.interrupted

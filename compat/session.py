@@ -21,16 +21,21 @@ from typing import Any
 
 import msgspec
 
-from compat import __version__, device, store
+from compat import __version__, device, reproduce, store
 from compat.axes import ATTENTION, DTYPES
 from compat.axes.attention import kernel_kind
 from compat.execute.local import Configuration, LocalEngine
 from compat.execute.worker_process import default_memory_limit
 from compat.matrix import CellSpec, Matrix, Model, read_matrix
 from compat.plan import Plan, make_plan, select, without
-from compat.records import Check, Environment, FileIdentity, Gpu, Run, RunInfo, StackIdentity, summarize
+from compat.records import Cell, Check, Environment, FileIdentity, Gpu, Run, RunInfo, StackIdentity, summarize
+from compat.selftest_result import last_figure
+from compat.sharper import linked
 
 RUNS_FOLDER = Path("compat-runs")
+
+CPU_WORKERS = 2
+"""Most workers that a CPU gets by itself: a probe keeps one core busy, and a worker holds about a gigabyte."""
 
 
 class SessionError(Exception):
@@ -128,7 +133,9 @@ class Session:
             seed=settings.seed if self.options.seed is None else self.options.seed,
             depth=self.options.depth or settings.depth,
             timeout_seconds=self.options.timeout_seconds or settings.timeout_seconds,
-            memory_limit_bytes=self.options.memory_limit_bytes or settings.memory_limit_bytes or default_memory_limit(),
+            memory_limit_bytes=self.options.memory_limit_bytes
+            or settings.memory_limit_bytes
+            or default_memory_limit(len(self.lanes)),
             repro=self.repro,
             loads={x.cell: x.check for x in self.results if x.check.name == "load"},
         )
@@ -141,12 +148,37 @@ class Session:
 
     def _record(self, cell: CellSpec, check: Check) -> None:
         with self._lock:
+            check = self._with_script(cell, check)
             line = store.Line(
                 cell=cell.id, check=check, effective=effective(cell.axes, check) if check.name == "load" else {}
             )
             self.results.append(line)
             self.journal.add(line)
         self.on_result(cell, check)
+
+    def _with_script(self, cell: CellSpec, check: Check) -> Check:
+        """`check` with its reproducer written beside the run, where there is one."""
+        load = next((x.check for x in self.results if x.cell == cell.id and x.check.name == "load"), check)
+        subject = reproduce.Subject(
+            cell.id,
+            cell.axes,
+            self.matrix.models[cell.model].row,
+            self.device,
+            self.header.environment.packages,
+            str(load.evidence.facts.get("how", "loaded")),
+        )
+        text = reproduce.script(check, subject)
+        if not text:
+            return check
+        name = reproduce.file_name(cell.id, check.name)
+        folder = self.folder / reproduce.FOLDER
+        try:
+            folder.mkdir(exist_ok=True)
+            store.write_whole(folder / name, text.encode("utf-8"))
+        except OSError:  # a full disk: `compat reproduce` makes it again from the stored run
+            return check
+        evidence = msgspec.structs.replace(check.evidence, script=name)
+        return msgspec.structs.replace(check, evidence=evidence)
 
     def _described(self, described: dict[str, Any]) -> None:
         """The first worker has said what it runs on."""
@@ -174,6 +206,11 @@ class Session:
         settings = {**run.run.settings}
         if self.engine is not None:
             settings["model_seconds"] = round(self.engine.model_seconds, 3)
+        sight = last_figure(
+            self.options.cache or default_cache(), self.device, settings["depth"], run.environment.fingerprint
+        )
+        if sight is not None:
+            settings["selftest"] = sight
         info = msgspec.structs.replace(run.run, ended=now(), settings=settings)
         return msgspec.structs.replace(run, run=info)
 
@@ -231,7 +268,7 @@ def prepare(options: Options) -> Session:
 
 def _lanes(kind: str, workers: int | None, devices: int) -> tuple[str, ...]:
     if kind == "cpu":
-        return ("cpu",) * (workers or 1)
+        return ("cpu",) * (workers or min(os.cpu_count() or 1, CPU_WORKERS))
     if workers is None:
         return tuple(f"cuda:{i}" for i in range(devices))
     return tuple(f"cuda:{i % devices}" for i in range(workers))
@@ -270,7 +307,23 @@ def _header(
 
 def _traits(model: Model) -> dict[str, Any]:
     """What judging again must know of a model."""
-    return {"source": model.row["source"], "task": model.task, "features": sorted(model.features)}
+    return {
+        "source": model.row["source"],
+        "task": model.task,
+        "features": sorted(model.features),
+        "digest": model.digest,
+        "row": dict(model.row),
+    }
+
+
+def reproducer(run: Run, cell: Cell, check: Check) -> str:
+    """The script that shows a failing check of a stored run, made from what is stored; "" where there is none."""
+    row = run.run.settings.get("models", {}).get(cell.axes["model"], {}).get("row")
+    if not row:
+        return ""
+    how = str(cell.effective.get("how", "loaded"))
+    packages = run.environment.packages
+    return reproduce.script(check, reproduce.Subject(cell.id, cell.axes, row, run.run.device, packages, how))
 
 
 def _same_plan(header: store.Header, plan: Plan, matrix: Matrix, folder: Path) -> None:
@@ -376,4 +429,4 @@ def rejudged(run: Run) -> Run:
         load = next((c for c in checks if c.name == "load"), None)
         seen = cell.effective if load is None else effective(cell.axes, load)
         cells.append(store.make_cell(planned, checks, seen) if checks else cell)
-    return msgspec.structs.replace(run, cells=tuple(cells), summary=summarize(cells, run.summary.seconds))
+    return msgspec.structs.replace(run, cells=linked(cells), summary=summarize(cells, run.summary.seconds))

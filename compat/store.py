@@ -32,6 +32,7 @@ from compat.records import (
     encode_run,
     summarize,
 )
+from compat.sharper import linked
 
 JOURNAL = "cells.jsonl"
 RUN = "run.json"
@@ -180,7 +181,7 @@ def assemble(header: Header, lines: Iterable[Line], seconds: float, missing: str
         )
         cells.append(make_cell(planned, checks, effective.get(planned.id, {})))
     info = msgspec.structs.replace(header.run, complete=whole)
-    return Run(run=info, environment=header.environment, cells=tuple(cells), summary=summarize(cells, seconds))
+    return Run(run=info, environment=header.environment, cells=linked(cells), summary=summarize(cells, seconds))
 
 
 def make_cell(planned: Planned, checks: Sequence[Check], effective: dict[str, Any]) -> Cell:

@@ -8,6 +8,7 @@ machine to themselves.
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,8 +19,9 @@ from typing import Any
 from compat.axes import ATTENTION, QUANTIZATIONS
 from compat.axes.attention import KERNEL_KINDS
 from compat.checks import CHECKS
+from compat.execute.explaining import FAILED, LIMIT_SECONDS, Explainer, explain_request, explained
 from compat.execute.worker_process import Stopped, WorkerProcess
-from compat.judge import Context, judge, not_run
+from compat.judge import Context, broken, context_of, judge, not_run
 from compat.matrix import CellSpec, Model
 from compat.plan import LoadGroup, Plan
 from compat.records import WITHHELD, Check, Outcome
@@ -99,6 +101,7 @@ class LocalEngine:
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._turns = _Turns()
+        self._explainer = Explainer()
         self.failure: BaseException | None = None
         self._ended: list[threading.Event] = []
         """One a lane. Thread.is_alive will not do: until Python 3.13 it says False after Ctrl-C within Thread.join."""
@@ -173,13 +176,18 @@ class LocalEngine:
         spec = group_spec(group, settings.models[group.model], device, settings.cache, settings.seed, settings.depth)
         for cell in group.cells:
             model = self.configuration.models[cell.model]
-            context = Context(cell.axes, device.split(":")[0], model.real, model.features)
+            context = context_of(cell.axes, device, model)
             load = self.configuration.loads.get(cell.id)
+            first = True
             for check in cell.checks:
                 if self._stop.is_set():
                     raise Stopped
                 why_not = _why_not(load) if check != "load" else ""
                 result = not_run(check, why_not) if why_not else self._ask(worker, spec, cell, check, context)
+                effort = self._explainer.effort(cell.model, result, first)
+                first = first and not effort
+                if result.outcome in FAILED:
+                    result = self._explain(worker, spec, cell, result, context, effort)
                 if check == "load":
                     load = result
                 self.on_result(cell, result)
@@ -194,6 +202,20 @@ class LocalEngine:
         if result.outcome in NEEDS_FRESH_WORKER:
             worker.close()
         return result
+
+    def _explain(
+        self, worker: WorkerProcess, spec: dict[str, Any], cell: CellSpec, check: Check, context: Context, effort: str
+    ) -> Check:
+        """`check` with what the worker found of its cause; its outcome stays."""
+        limits = broken(check, context)
+        if not effort:
+            return explained(check, limits, None)
+        request = check_request(check.name, spec, cell.attention, self.configuration.threads)
+        started = time.monotonic()
+        with self._turns.hold(False):
+            answer = worker.ask(explain_request(request, limits, effort), LIMIT_SECONDS)
+        self._explainer.took(time.monotonic() - started)
+        return explained(check, limits, answer)
 
     def _timeout(self, cell: CellSpec, check: str) -> float:
         own = self.configuration.models[cell.model].row.get("timeout_seconds")

@@ -201,14 +201,14 @@ def _oom_kills() -> int:
         return 0
 
 
-def default_memory_limit() -> int | None:
-    """85% of the memory that is available now: a worker beyond it would take the machine down with it."""
+def default_memory_limit(workers: int = 1) -> int | None:
+    """A worker's share of 85% of the memory that is available now: beyond it they would take the machine down."""
     try:
         with open("/proc/meminfo", encoding="ascii") as file:
             available = next(int(x.split()[1]) * 1024 for x in file if x.startswith("MemAvailable"))
     except (OSError, StopIteration):
         return None
-    return int(0.85 * min(available, _cgroup_limit() or available))
+    return int(0.85 * min(available, _cgroup_limit() or available) / workers)
 
 
 def _cgroup_limit() -> int | None:

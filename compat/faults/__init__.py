@@ -20,6 +20,7 @@ CLASSES = (
     "windows",
     "scores",
     "heads",
+    "kernels",
     "positions",
     "caches",
     "precision",

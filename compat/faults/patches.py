@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib
 import sys
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -116,7 +117,7 @@ def _replace_everywhere(own: Any, new: Any) -> None:
         for name, value in list(space.items()):
             if value is own:
                 setattr(module, name, new)
-            elif isinstance(value, dict):
+            elif type(value) in (dict, OrderedDict):  # a subclass may be lazy, and load every model when looked through
                 _replace_values(value, own, new)
             elif isinstance(getattr(type(value), "_global_mapping", None), dict):
                 _replace_values(type(value)._global_mapping, own, new)

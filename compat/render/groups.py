@@ -10,7 +10,8 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from compat.records import BAD, SEVERITY, WITHHELD, Cell, Check, Measurement, Outcome
+from compat.records import BAD, SEVERITY, WITHHELD, Cell, Check, Evidence, Measurement, Outcome
+from compat.render.evidence import begins, kernels, script, smallest
 from compat.render.figures import measured
 from compat.render.inert import one_line
 from compat.render.patterns import Patterns, patterns
@@ -43,6 +44,12 @@ class Group:
     reason: str
     worst: str
     diverges_at: str
+    """The first diverging module in words, with what follows it."""
+    smallest: str
+    """The smallest failing call in words."""
+    kernels: str
+    script: str
+    """The reproducer, seen from the run's folder."""
     repro: str
 
 
@@ -100,6 +107,7 @@ def _group(outcome: Outcome, signature: str, found: Sequence[Finding], universe:
     cell, check, figure = _worst(found)
     members = tuple({id(c): c for c, _ in found}.values())
     evidence = check.evidence
+    told = _telling(check, found)
     reasons = {c.reason for _, c in found}
     if signature != evidence.signature and len(reasons) == 1:
         signature = check.reason or signature
@@ -112,9 +120,18 @@ def _group(outcome: Outcome, signature: str, found: Sequence[Finding], universe:
         example=cell.id,
         reason=one_line(check.reason or cell.reason or "no reason recorded"),
         worst=measured(figure) if figure else "",
-        diverges_at=one_line(evidence.diverges_at),
+        diverges_at=begins(told),
+        smallest=smallest(told),
+        kernels=kernels(told),
+        script=script(told) or next((s for _, c in found if (s := script(c.evidence))), ""),
         repro=evidence.repro or next((c.evidence.repro for _, c in found if c.evidence.repro), ""),
     )
+
+
+def _telling(worst: Check, found: Sequence[Finding]) -> Evidence:
+    """The evidence that says most of the cause: the worst check's own, or else that of one which was looked into."""
+    explained = [c for c in (worst, *(c for _, c in found)) if c.evidence.diverges_at]
+    return next(iter(explained), worst).evidence
 
 
 def _worst(found: Sequence[Finding]) -> tuple[Cell, Check, Measurement | None]:

@@ -20,6 +20,7 @@ import msgspec
 from markupsafe import Markup
 
 from compat.records import BAD, Cell, Check, Evidence, Measurement, Run
+from compat.render.evidence import begins, kernels, script, sharper, smallest
 from compat.render.figures import duration, figure, flat, plain, plural, ratio
 from compat.render.grids import AXES, Grid, Panel, axis_value, in_order
 from compat.render.groups import Group
@@ -140,6 +141,9 @@ def _group(number: int, group: Group, run: Run) -> dict[str, Any]:
         "worst": group.worst,
         "example": label(group.example, 200),
         "diverges_at": group.diverges_at,
+        "smallest": group.smallest,
+        "kernels": group.kernels,
+        "script": group.script,
         "repro": visible(group.repro),
     }
 
@@ -228,7 +232,9 @@ def _cell(
     cell: Cell, axes: list[str], checks: dict[str, int], metrics: dict[tuple[str, str, str], int], groups: list[int]
 ) -> dict[str, Any]:
     requested = [label(axis_value(cell, axis)) if axis in cell.axes else "" for axis in axes]
-    effective = {label(k): plain(v, 300) for k, v in cell.effective.items()}
+    effective = {label(k): plain(v, 300) for k, v in cell.effective.items() if k != "sharper"}
+    if told := sharper(cell):
+        effective["sharper"] = told
     known = [effective.pop(label(axis), "") for axis in axes]
     return _filled(
         {
@@ -258,7 +264,10 @@ def _check(check: Check, number: int, metrics: dict[tuple[str, str, str], int]) 
                 "m": [_measurement(m, metrics) for m in check.measurements],
                 "k": [(label(name), count) for name, count in sorted(evidence.kernels.items(), key=lambda k: -k[1])],
                 "x": _exception(evidence),
-                "d": one_line(evidence.diverges_at),
+                "d": begins(evidence),
+                "i": smallest(evidence),
+                "v": kernels(evidence),
+                "w": script(evidence),
                 "f": flat(evidence.facts, 1000),
                 "p": visible(evidence.repro),
                 "g": one_line(evidence.signature),

@@ -179,6 +179,12 @@ def _details(group: Group) -> Iterator[str]:
         yield f"- worst: {code(group.worst)} in {code(group.example)}"
     if group.diverges_at:
         yield f"- first module that leaves the yardstick: {code(group.diverges_at)}"
+    if group.smallest:
+        yield f"- smallest failing call: {code(group.smallest)}"
+    if group.kernels:
+        yield f"- kernels in it: {code(group.kernels)}"
+    if group.script:
+        yield f"- script that shows it: {code(group.script)}"
 
 
 def _where(group: Group) -> str:
@@ -235,3 +241,5 @@ def _checks(report: Report) -> Iterator[str]:
         yield "## Counts\n\n" + _table(
             ["", *(_mark(symbol(o)) + " " + symbol(o).word for o in outcomes)], rows, "l" + "r" * len(outcomes)
         )
+    if report.sharper:
+        yield _plain(report.sharper)

@@ -35,7 +35,7 @@ from compat.axes import ATTENTION, DTYPES, QUANTIZATIONS, nearest
 from compat.builtin import matrices_folder
 from compat.checks import CHECKS
 from compat.judge import Rule, criteria, criteria_tables, refusals, stored_context
-from compat.records import Measurement, Outcome, Run
+from compat.records import Outcome, Run
 from compat.render.figures import bare_ratio, duration, plural, ratio
 from compat.render.groups import failures
 from compat.render.markdown import _plain, _table, code, matrix_tables
@@ -261,7 +261,7 @@ def _margins(options: Options, root: Path) -> str:
     run = _run(options, root)
     checks = _listed(options, "check", CHECKS.names)
     rules = criteria().rules
-    found: dict[int, list[Measurement]] = {}
+    found: dict[int, list[tuple[float, str]]] = {}
     for cell in run.cells:
         context = stored_context(run, cell)
         for check in cell.checks:
@@ -272,7 +272,8 @@ def _margins(options: Options, root: Path) -> str:
                 decided.add(rule.measurement)
                 measured = check.measurement(rule.measurement)
                 if measured is not None and measured.value is not None:
-                    found.setdefault(number, []).append(measured)
+                    unit = rule.unit(context) or 1.0
+                    found.setdefault(number, []).append((measured.value / unit, measured.better))
     chosen = [(rules[n], found[n]) for n in sorted(found) if checks is None or rules[n].check in checks]
     if not chosen:
         raise MarkError(f"run {run.run.id!r} measured nothing that a rule speaks of")
@@ -280,15 +281,23 @@ def _margins(options: Options, root: Path) -> str:
     return f"From run {code(run.run.id)}:\n\n" + _table(head, [_margin(*pair) for pair in chosen], "llrrrrr")
 
 
-def _margin(rule: Rule, measured: Sequence[Measurement]) -> list[str]:
-    higher = measured[0].better == "higher"
-    values = sorted((m.value for m in measured if m.value is not None), reverse=higher)
+def _margin(rule: Rule, measured: Sequence[tuple[float, str]]) -> list[str]:
+    """`measured`: (value in units of the rule, the measurement's direction) of each cell."""
+    higher = measured[0][1] == "higher"
+    values = sorted((value for value, _ in measured), reverse=higher)
     within = [v for v in values if (v >= rule.passes if higher else v <= rule.passes)]
     beyond = values[len(within) :]
     sign = "&gt;=" if higher else "&lt;="
     ends = [f"{within[-1]:.3g}" if within else "none", f"{beyond[0]:.3g}" if beyond else "none"]
     middle = f"{statistics.median(values):.3g}"
-    return [code(rule.measurement), _where(rule), f"{sign} {rule.passes:g}", f"{len(values):,}", middle, *ends]
+    return [
+        code(rule.measurement),
+        _where(rule),
+        f"{sign} {_bound(rule, rule.passes)}",
+        f"{len(values):,}",
+        middle,
+        *ends,
+    ]
 
 
 # -- from compat's own tables ------------------------------------------------------------------------------------
@@ -300,7 +309,7 @@ def _criteria(options: Options, root: Path) -> str:
     if not rules:
         raise MarkError(f"compat/criteria has no rule for {options.get('check', 'any check')}")
     rows = [
-        [code(r.measurement), _where(r), f"{r.passes:g}", _beyond(r), _own(r.source)]
+        [code(r.measurement), _where(r), _bound(r, r.passes), _beyond(r), _own(r.source)]
         for r in rules
     ]  # fmt: skip
     return _table(["measurement", "holds for", "pass", "beyond that", "source"], rows, "llrll")
@@ -312,10 +321,14 @@ def _where(rule: Rule) -> str:
     return _own("; ".join([*only, *but])) or "every cell"
 
 
+def _bound(rule: Rule, value: float) -> str:
+    return f"{value:g} x stored" if rule.band else f"{value:g}"
+
+
 def _beyond(rule: Rule) -> str:
     if rule.guard:
         return "inconclusive"
-    return "fail" if rule.degraded is None else f"degraded to {rule.degraded:g}, then fail"
+    return "fail" if rule.degraded is None else f"degraded to {_bound(rule, rule.degraded)}, then fail"
 
 
 def _own_findings(options: Options, root: Path) -> str:

@@ -195,6 +195,8 @@
       make("summary", {}, mark(c.o), " ", make("b", {}, data.checks[c.n]), " " + word, make("span", { className: "time" }, (c.t ? c.t + " attempts, " : "") + (c.s || ""))));
     if (c.r) box.append(make("p", {}, c.r));
     if (c.d) box.append(make("p", {}, "First module that leaves the yardstick: ", make("code", {}, c.d)));
+    if (c.i) box.append(make("p", {}, "Smallest failing call: " + c.i + (c.v ? "; kernels " + c.v : "")));
+    if (c.w) box.append(make("p", {}, "Shown alone by ", make("code", {}, c.w)));
     if (c.m) {
       box.append(make("h4", {}, "Measurements"), table(["name", "value", "95% interval", "samples"], c.m.map(([metric, value, interval, count]) => {
         const [name, better, method] = data.metrics[metric];

@@ -11,11 +11,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from compat.records import BAD, SEVERITY, Cell, Outcome, Run, RunInfo
+from compat.render.evidence import sharper_counts
 from compat.render.figures import duration, plain, plural, size
 from compat.render.grids import Extras, Panel, panels, shared_extras
 from compat.render.groups import QUIET, Group, failures, not_asked
 from compat.render.inert import label, one_line
 from compat.render.patterns import Patterns, patterns
+from compat.render.sight import in_one_line
 from compat.render.speed import Speed, speed
 from compat.render.symbols import symbol
 
@@ -63,6 +65,8 @@ class Report:
     speed: Speed
     command: str
     """The command line of the run, or empty."""
+    sharper: str
+    """How many 16-bit cells were judged in a finer dtype too, or empty."""
 
 
 def summarise(run: Run, *, pattern_limit: int = 4) -> Report:
@@ -77,6 +81,7 @@ def summarise(run: Run, *, pattern_limit: int = 4) -> Report:
         failures=failures(run.cells, pattern_limit),
         not_asked=not_asked(run.cells, pattern_limit),
         speed=speed(run.cells),
+        sharper=sharper_counts(run.cells),
         command=shlex.join(run.run.argv),
     )
 
@@ -173,6 +178,7 @@ def environment(run: Run) -> tuple[tuple[str, str], ...]:
                 if not isinstance(v, dict) or k == "selected"
             ),
         ),
+        ("selftest", in_one_line(info.settings.get("selftest"))),
         ("all cells", ", ".join(f"{label(n, 40)} {label(v, 60)}" for n, v in shared_extras(run.cells))),
     ]
     return tuple((name, text) for name, text in pairs if text)

@@ -92,7 +92,13 @@ def _failures(report: Report, width: int, ascii: bool) -> Iterator[Line]:
         if group.worst:
             yield from _labelled("worst", f"{group.worst} in {label(group.example, 200)}", width)
         if group.diverges_at:
-            yield from _labelled("from", f"{group.diverges_at} (first module that leaves the yardstick)", width)
+            yield from _labelled("from", group.diverges_at, width)
+        if group.smallest:
+            yield from _labelled("with", group.smallest, width)
+        if group.kernels:
+            yield from _labelled("ran", group.kernels, width)
+        if group.script:
+            yield from _labelled("shown by", group.script, width)
         yield from _command(group)
 
 
@@ -161,6 +167,9 @@ def _checks(report: Report, width: int, ascii: bool) -> Iterator[Line]:
     yield from table(
         ["", *(symbol(o).dense(ascii) for o in outcomes)], rows, width, [symbol(o).style for o in outcomes]
     )
+    if report.sharper:
+        yield []
+        yield from wrap(report.sharper, width)
 
 
 def _ending(run: Run, report: Report, width: int) -> Iterator[Line]:

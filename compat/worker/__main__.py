@@ -2,6 +2,7 @@
 
     {"op": "hello"}                                       -> the environment
     {"op": "check", "group": {...}, "attention": {...}, "check": "agreement"} -> what the check saw
+    {"op": "explain", ..., "limits": {...}, "effort": "full", "seconds": 10} -> why it failed
 
 Libraries print to stdout; that is sent to stderr, so that answers stay whole. The loop ends with stdin.
 """
@@ -9,6 +10,7 @@ Libraries print to stdout; that is sent to stderr, so that answers stay whole. T
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import sys
@@ -36,7 +38,7 @@ def main() -> None:
             continue
         if session is None:
             session = _Session(request["threads"])
-        _answer(answers, session.check(request))
+        _answer(answers, session.explain(request) if request["op"] == "explain" else session.check(request))
 
 
 def _end_with_parent() -> None:
@@ -61,6 +63,7 @@ class _Session:
         from compat.worker.group import Masters
 
         stack_api.quiet_logs()
+        gc.freeze()  # what importing made stays: looking through it for garbage took 0.2 s after every load group
         self.threads = threads
         self.masters = Masters()
         self.group: Any = None
@@ -80,6 +83,9 @@ class _Session:
         answer: dict[str, Any]
         try:
             self._inject(request.get("fault", ""))
+        except Exception as error:  # the stack has no such place, or what was put in cannot be taken back
+            return {"status": "error", "injection": f"{type(error).__name__}: {error}", "exception": _exception(error)}
+        try:
             report = CHECKS[request["check"]](self._group(request["group"]), request["attention"])
             answer = {
                 "status": "ok",
@@ -106,6 +112,22 @@ class _Session:
         answer["model_seconds"] = round(CLOCK.seconds, 6)
         return answer
 
+    def explain(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Say why a check failed; not being able to is an answer too (`note`), and changes no outcome."""
+        from compat.worker.calls import StackError, Unavailable
+        from compat.worker.explain import explain
+        from compat.worker.group import NoYardstick
+
+        try:
+            found = explain(self._group(request["group"]), request["attention"], request)
+            return {"status": "ok", **found}
+        except (StackError, Unavailable, NoYardstick) as error:
+            if isinstance(error, StackError):
+                self._after(error.original)
+            return {"status": "ok", "minimal": {"note": f"explaining it raised: {error}"[:400]}}
+        except Exception as error:  # evidence is missing then, the outcome stands
+            return {"status": "error", "exception": _exception(error)}
+
     def _inject(self, fault: str) -> None:
         """Put the named fault of the self-test into the stack, after taking back the last one. Loaded models go:
         a fault may change what loading does."""
@@ -115,6 +137,7 @@ class _Session:
 
         self._drop()
         self.masters = Masters()
+        gc.freeze()  # no model is held now: what is left are modules
         if self.patches is not None:
             self.patches.undo()
             self.patches = None

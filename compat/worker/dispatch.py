@@ -29,16 +29,21 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func._schema.name if hasattr(func, "_schema") else str(func)
-        namespace = name.split("::")[0]
-        if (
-            namespace in _LIBRARIES
-            or name.startswith(_FUSED_PREFIX)
-            or "flex_attention" in name
-            or name == "aten::_safe_softmax"
-            or (name == "aten::_softmax" and args[0].dim() >= 3)
-        ):
+        if is_kernel(name, args[0].dim() if args and isinstance(args[0], torch.Tensor) else 0):
             self.seen[name] += 1
         return func(*args, **(kwargs or {}))
+
+
+def is_kernel(name: str, dimensions: int) -> bool:
+    """Whether operator `name` carries attention or a quantized product; `dimensions` of its first tensor: a softmax
+    over two is a router's."""
+    return (
+        name.startswith(_FUSED_PREFIX)
+        or name == "aten::_safe_softmax"
+        or (name == "aten::_softmax" and dimensions >= 3)
+        or "flex_attention" in name
+        or name.partition("::")[0] in _LIBRARIES
+    )
 
 
 @contextmanager

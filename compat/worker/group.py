@@ -8,7 +8,9 @@ where it does not, the model is loaded again, and both facts are recorded.
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,16 +19,16 @@ from typing import Any
 import torch
 import transformers
 
-from compat.worker import checkpoints, stack_api
+from compat.worker import checkpoints, dequantize, stack_api
 from compat.worker.calls import StackError, under_test
 from compat.worker.dispatch import forced_sdpa_kernel, synchronize
 from compat.worker.inputs import Rows, Source, output_of, unpadded
 from compat.worker.load import (
     DTYPES,
-    dequantized_weight,
     from_pretrained,
     quantizable_parameters,
     quantized_modules,
+    weights_bytes,
 )
 from compat.worker.metrics import Yardstick
 from compat.worker.reference import Reference
@@ -132,9 +134,14 @@ class Group:
         self._loaded: dict[str, Loaded] = {}
         self._reference_outputs: dict[str, list[torch.Tensor]] = {}
         self._eager_outputs: dict[str, list[torch.Tensor]] = {}
+        self._cacheless_outputs: dict[str, list[torch.Tensor]] = {}
         self._yardsticks: dict[str, Yardstick] = {}
         self._dequantized: dict[str, torch.Tensor] = {}
+        self._stored: dict[int, dict[str, dequantize.Stored]] = {}
+        self._bytes_at_load: dict[int, int] = {}
         self.quantized: dict[str, int] = {}
+        self.kept: dict[str, Any] = {}
+        """What checks worked out once for all attention backends."""
 
     # -- what is loaded ------------------------------------------------------------------------------------------
 
@@ -217,9 +224,14 @@ class Group:
             )
             synchronize(self.device)
         seconds = time.perf_counter() - started
-        if not self.quantized:
-            self._note_quantized(model)
+        self._note_quantized(model)
+        self._bytes_at_load[id(model)] = weights_bytes(model)
         return Loaded(self, attention, model, how, facts, seconds)
+
+    def fresh(self, attention: dict[str, Any]) -> Loaded:
+        """Load `attention` once more, for what must not meet a model that others have run; not kept. Raises
+        StackError(phase="load")."""
+        return self._from_checkpoint(attention, "reloaded", {})
 
     def reload(self, attention: dict[str, Any], facts: dict[str, Any]) -> Loaded:
         """Load `attention` from the checkpoint although switching said that it took effect; replaces what was
@@ -228,13 +240,34 @@ class Group:
         return self._loaded[attention["name"]]
 
     def _note_quantized(self, model: Any) -> None:
-        """Remember what was quantized, and its values, before a first forward repacks them."""
-        for path, module in quantized_modules(model).items():
-            weight = dequantized_weight(module)
-            own = self.master.get_submodule(path)
-            # Conv1D keeps (in, out); the quantized linear that replaces it keeps (out, in)
-            self._dequantized[path] = (weight.t() if type(own).__name__ == "Conv1D" else weight).cpu()
-            self.quantized[f"{path}.weight"] = own.weight.numel()
+        """Remember what was quantized, and the values of the first model, before a first forward repacks them."""
+        with under_test("quantized state"):
+            held = {path: dequantize.stored(module) for path, module in quantized_modules(model).items()}
+            self._stored[id(model)] = held
+            if self.quantized:
+                return
+            for path, own in held.items():
+                self._dequantized[path] = dequantize.dequantize(own).cpu()
+                self.quantized[f"{path}.weight"] = self.master.get_submodule(path).weight.numel()
+
+    def stored(self, model: Any) -> dict[str, dequantize.Stored]:
+        """Module path -> what each quantized linear of `model` (loaded by this group) held when it was loaded."""
+        return self._stored[id(model)]
+
+    def bytes_at_load(self, model: Any) -> int:
+        """What `model` (loaded by this group) held before its first forward."""
+        return self._bytes_at_load[id(model)]
+
+    def dequantized(self, path: str) -> torch.Tensor:
+        """The weight of a quantized linear by our own arithmetic, fp32 (out_features, in_features), on the CPU."""
+        return self._dequantized[path]
+
+    def master_weight(self, path: str) -> torch.Tensor:
+        """The checkpoint's weight of a linear, fp32 (out_features, in_features), on the CPU."""
+        own = self.master.get_submodule(path)
+        weight: torch.Tensor = own.weight.detach()
+        # Conv1D keeps (in, out); the quantized linear that replaces it keeps (out, in)
+        return weight.t().contiguous() if type(own).__name__ == "Conv1D" else weight
 
     @property
     def eager(self) -> Loaded:
@@ -254,7 +287,8 @@ class Group:
         reference = Reference(self.master, self.device, self._reference_dtype())
         reference.round_weights(self.dtype)
         for path, weight in self._dequantized.items():
-            reference.set_weight(path, weight)
+            transposed = type(self.master.get_submodule(path)).__name__ == "Conv1D"
+            reference.set_weight(path, weight.t() if transposed else weight)
         return reference
 
     def _reference_dtype(self) -> torch.dtype:
@@ -272,19 +306,23 @@ class Group:
         """Per row (positions, features) fp64 of unpadded forwards; kept."""
         return self._outputs(rows, self._reference_outputs, self._reference_forward, torch.float64)
 
-    def eager_outputs(self, rows: Rows) -> list[torch.Tensor]:
-        """Per row (positions, features) of unpadded eager forwards in the cell's dtype; kept. Raises NoYardstick."""
+    def eager_outputs(self, rows: Rows, cached: bool = True) -> list[torch.Tensor]:
+        """Per row (positions, features) of unpadded eager forwards in the cell's dtype; kept. A plain forward of a
+        causal model fills a cache; not `cached` asks for none. Raises NoYardstick."""
         eager = self.eager
         try:
-            return self._outputs(rows, self._eager_outputs, eager, self.dtype)
+            if cached or not stack_api.accepts(eager.model, "use_cache"):
+                return self._outputs(rows, self._eager_outputs, eager, self.dtype)
+            run = functools.partial(eager, use_cache=False)
+            return self._outputs(rows, self._cacheless_outputs, run, self.dtype)
         except StackError as error:
             raise NoYardstick(f"eager attention did not run: {error}") from error
 
-    def yardstick(self, rows: Rows) -> Yardstick:
-        """What candidates on `rows` are compared with; kept. Raises NoYardstick."""
-        key = rows.key()
+    def yardstick(self, rows: Rows, cached: bool = True) -> Yardstick:
+        """What candidates on `rows` are compared with; kept. For `cached` see eager_outputs. Raises NoYardstick."""
+        key = rows.key() if cached else f"{rows.key()} cacheless"
         if key not in self._yardsticks:
-            r, e = torch.cat(self.reference_outputs(rows)), torch.cat(self.eager_outputs(rows))
+            r, e = torch.cat(self.reference_outputs(rows)), torch.cat(self.eager_outputs(rows, cached))
             self._yardsticks[key] = Yardstick(r, e, self.dtype, logits=self.task != "feature-extraction")
         return self._yardsticks[key]
 
@@ -297,21 +335,42 @@ class Group:
     ) -> list[torch.Tensor]:
         key = rows.key()
         if key not in kept:
-            if rows.images is not None or len({len(r) for r in rows.tokens}) == 1:
-                # images are rounded to the cell's dtype first: the reference sees the same input
-                batch = run(**unpadded(rows, self.device, self.dtype if rows.images is not None else dtype))
+            if rows.floating or len({len(r) for r in rows.tokens}) == 1:
+                # images and embeddings are rounded to the cell's dtype first: the reference sees the same input
+                batch = run(**unpadded(rows, self.device, self.dtype if rows.floating else dtype))
                 kept[key] = list(batch)
             else:
-                kept[key] = [run(**unpadded(one, self.device, dtype))[0] for one in single_rows(rows)]
+                kept[key] = [self._outputs(one, kept, run, dtype)[0] for one in single_rows(rows)]
         return kept[key]
+
+    @contextlib.contextmanager
+    def forgetting(self) -> Iterator[None]:
+        """What is computed of rows inside the block is not kept afterwards: for inputs that are tried once."""
+        kept: tuple[dict[str, Any], ...] = (
+            self._reference_outputs,
+            self._eager_outputs,
+            self._cacheless_outputs,
+            self._yardsticks,
+        )
+        before = [set(outputs) for outputs in kept]
+        try:
+            yield
+        finally:
+            for outputs, known in zip(kept, before, strict=True):
+                for key in set(outputs) - known:
+                    del outputs[key]
 
     def close(self) -> None:
         """Let go of everything on the device."""
         self._loaded.clear()
         self._reference_outputs.clear()
         self._eager_outputs.clear()
+        self._cacheless_outputs.clear()
         self._yardsticks.clear()
         self._dequantized.clear()
+        self._stored.clear()
+        self._bytes_at_load.clear()
+        self.kept.clear()
         self.__dict__.pop("reference", None)
         gc.collect()
         if self.device.type == "cuda":

@@ -34,14 +34,22 @@ class Rows:
     tokens: tuple[tuple[int, ...], ...] = ()
     images: torch.Tensor | None = None
     decoder: tuple[tuple[int, ...], ...] = ()
+    embeddings: torch.Tensor | None = None
+    """(rows, positions, hidden) fp32 that stand for `tokens`: what no embedding of these tokens would be."""
+
+    @property
+    def floating(self) -> bool:
+        """Whether the input is rounded to the cell's dtype before anything is computed."""
+        return self.images is not None or self.embeddings is not None
 
     def key(self) -> str:
         """A short text that is equal for equal rows."""
         import hashlib
 
         material = repr((self.tokens, self.decoder)).encode()
-        if self.images is not None:
-            material += self.images.double().numpy().tobytes()
+        for tensor in (self.images, self.embeddings):
+            if tensor is not None:
+                material += tensor.double().numpy().tobytes()
         return hashlib.sha256(material).hexdigest()[:16]
 
 
@@ -55,17 +63,34 @@ class Source:
         self.vocab = int(getattr(text_config, "vocab_size", 0) or 0)
         self.pad = int(getattr(config, "pad_token_id", None) or 0)
         self.start = getattr(config, "decoder_start_token_id", None)
-        self.image_size = int(getattr(config, "image_size", 0) or 0)
+        vision = getattr(config, "vision_config", config)
+        self.image_size = int(getattr(vision, "image_size", 0) or 0)
+        self.image_tokens = [int(getattr(config, "image_token_id", 0) or 0)] * int(
+            getattr(config, "image_seq_length", 0) or 0
+        )
+        self.sound = (
+            int(getattr(config, "num_mel_bins", 0) or 0),
+            2 * int(getattr(config, "max_source_positions", 0) or 0),  # the first convolutions halve it
+        )
         self._text: list[int] = []
         if row["source"] != "probe" and tokenizer is not None:
             self._text = [int(t) for t in tokenizer(english_text(), add_special_tokens=False)["input_ids"]]
 
     def rows(self, seed: int, lengths: list[int]) -> Rows:
-        """One row of each length (tokens); for images, as many images as there are lengths."""
+        """One row of each length (tokens); for images, as many images as there are lengths. Rows of text with an image
+        begin with the tokens that stand for it; of a model of sound, the decoder has the length."""
         generator = torch.Generator().manual_seed(seed)
         if self.task == "image-classification":
             shape = (len(lengths), 3, self.image_size, self.image_size)
             return Rows(images=torch.randn(shape, generator=generator))
+        if self.task == "speech-seq2seq":
+            features = torch.randn((len(lengths), *self.sound), generator=generator)
+            own = int(self.start if self.start is not None else self.pad)
+            spoken = tuple((own, *self._row(generator, n - 1)) for n in lengths)
+            return Rows(images=features, decoder=spoken)
+        if self.task == "image-text-to-text":
+            images = torch.randn((len(lengths), 3, self.image_size, self.image_size), generator=generator)
+            return Rows(tuple((*self.image_tokens, *self._row(generator, n)) for n in lengths), images)
         tokens = tuple(self._row(generator, n) for n in lengths)
         if self.task != "seq2seq-lm":
             return Rows(tokens=tokens)
@@ -82,10 +107,16 @@ class Source:
 
 
 def unpadded(rows: Rows, device: torch.device, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Forward arguments for rows of equal length, without a mask; images in `dtype`."""
+    """Forward arguments for rows of equal length, without a mask; images, sound (three dimensions) and embeddings in
+    `dtype`."""
+    arguments: dict[str, torch.Tensor] = {}
     if rows.images is not None:
-        return {"pixel_values": rows.images.to(device=device, dtype=dtype)}
-    arguments = {"input_ids": torch.tensor(rows.tokens, device=device)}
+        name = "input_features" if rows.images.dim() == 3 else "pixel_values"
+        arguments[name] = rows.images.to(device=device, dtype=dtype)
+    if rows.embeddings is not None:
+        arguments["inputs_embeds"] = rows.embeddings.to(device=device, dtype=dtype)
+    elif rows.tokens:
+        arguments["input_ids"] = torch.tensor(rows.tokens, device=device)
     if rows.decoder:
         arguments["decoder_input_ids"] = torch.tensor(rows.decoder, device=device)
     return arguments
@@ -106,13 +137,14 @@ def padded(
     device: torch.device,
     pad_id: int,
     all_pad_row: bool = False,
+    width: int = 0,
 ) -> Padded:
     """Rows of unequal length in one batch, padded on `side` with `pad_id`, as a user's tokenizer does it.
 
     Position ids are passed as `generate` makes them (cumulative sum of the mask) to causal models that accept them.
-    `all_pad_row` appends a row that is masked everywhere.
+    `all_pad_row` appends a row that is masked everywhere; `width` is the batch's least width.
     """
-    longest = max(len(r) for r in rows.tokens)
+    longest = max(width, *(len(r) for r in rows.tokens))
     ids, mask, valid = [], [], []
     for row in rows.tokens:
         pads = longest - len(row)

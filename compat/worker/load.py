@@ -6,11 +6,12 @@ In: a checkpoint, a dtype, an attention implementation, a quantization. Out: the
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
-from compat.worker import stack_api
+from compat.worker import dequantize, stack_api
 from compat.worker.checkpoints import Checkpoint
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -24,7 +25,8 @@ def from_pretrained(
     device: torch.device,
     quantization: dict[str, Any] | None = None,
 ) -> Any:
-    """The model of `task` in eval mode on `device`. Raises whatever the library raises."""
+    """The model of `task` on `device`, in the mode in which the library leaves it (eval). Raises whatever the library
+    raises."""
     arguments: dict[str, Any] = {
         **checkpoint.arguments,
         **stack_api.dtype_argument(dtype),
@@ -36,28 +38,12 @@ def from_pretrained(
     model = stack_api.auto_class(task).from_pretrained(checkpoint.location, **arguments)
     if "device_map" not in arguments:
         model = model.to(device)
-    return model.eval()
+    return model
 
 
 def quantized_modules(model: Any) -> dict[str, Any]:
     """Module path -> module, for every module whose weight is stored quantized."""
-    names = ("Linear4bit", "Linear8bitLt")
-    return {path: module for path, module in model.named_modules() if type(module).__name__ in names}
-
-
-def dequantized_weight(module: Any) -> torch.Tensor:
-    """The weight of a quantized linear as fp32, shape (out_features, in_features).
-
-    Call it before the first forward: bitsandbytes repacks 4-bit weights for CPU kernels then. int8 rows are
-    CB * SCB / 127 (LLM.int8(), https://arxiv.org/abs/2208.07339, eq. 3).
-    """
-    weight = module.weight
-    if type(module).__name__ == "Linear8bitLt":
-        codes = weight.CB if getattr(weight, "CB", None) is not None else weight.data
-        return codes.float() * weight.SCB.float()[:, None] / 127.0
-    import bitsandbytes.functional as bnb
-
-    return bnb.dequantize_4bit(weight.data, weight.quant_state).float()
+    return {path: module for path, module in model.named_modules() if dequantize.is_quantized(module)}
 
 
 def quantizable_parameters(master: Any) -> dict[str, int]:
@@ -92,6 +78,20 @@ def kept_in_fp32(master: Any, path: str) -> bool:
     return any(part in kept for part in path.split("."))
 
 
+def expected_dtypes(model: Any, name: str, dtype: torch.dtype, quantized: bool) -> tuple[torch.dtype, ...]:
+    """The dtypes that the parameter `name` may have in a model loaded in `dtype`.
+
+    `_keep_in_fp32_modules` holds for fp16 (whose range is too small for them), and on some versions for quantized
+    models in any dtype; `_keep_in_fp32_modules_strict` for both 16-bit dtypes.
+    """
+    parts = name.split(".")
+    strict = any(part in parts for part in getattr(model, "_keep_in_fp32_modules_strict", None) or ())
+    kept = any(part in parts for part in getattr(model, "_keep_in_fp32_modules", None) or ())
+    if (strict and dtype != torch.float32) or (kept and dtype == torch.float16):
+        return (torch.float32,)
+    return (torch.float32, dtype) if kept and quantized else (dtype,)
+
+
 def dtype_shares(model: Any) -> dict[str, float]:
     """Share of the bytes of floating parameters held in each dtype, e.g. {"bfloat16": 0.98, "float32": 0.02}."""
     held: Counter[str] = Counter()
@@ -103,35 +103,58 @@ def dtype_shares(model: Any) -> dict[str, float]:
 
 
 def weights_bytes(model: Any) -> int:
-    """Bytes held by parameters, buffers and quantization statistics; tied tensors count once."""
+    """Bytes held by parameters, buffers, quantization statistics and whatever else hangs on a module; tied tensors
+    count once."""
     storages: dict[int, int] = {}
-
-    def add(tensor: Any) -> None:
-        if isinstance(tensor, torch.Tensor) and tensor.device.type != "meta":
-            storage = tensor.untyped_storage()
-            storages[storage.data_ptr()] = storage.nbytes()
-
-    for tensor in [*model.parameters(), *model.buffers()]:
-        add(tensor)
-        for name in ("CB", "SCB"):
-            add(getattr(tensor, name, None))
-        _add_state(getattr(tensor, "quant_state", None), add)
-    for module in model.modules():
-        for value in vars(module).values():  # plain attributes: where a kept copy would hide
-            add(value)
-            if type(value).__name__ == "MatmulLtState":
-                for name in ("CB", "SCB", "CxB", "SB"):
-                    add(getattr(value, name, None))
+    for tensor in held_tensors(model):
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr()] = storage.nbytes()
     storages.pop(0, None)
     return int(sum(storages.values()))
 
 
-def _add_state(state: Any, add: Any) -> None:
-    if state is None:
+def held_tensors(model: Any) -> Iterator[torch.Tensor]:
+    """Every tensor that is reached from the modules of `model` through their attributes, those of parameters and of the
+    libraries' state objects, and through lists and dicts: where a kept copy would hide. Tensors may come twice. The
+    static cache that `generate` keeps on a model for the next call is none of its weights."""
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if module is not model or name != "_cache":
+                yield from _tensors_in(value, 4)
+
+
+def _tensors_in(value: Any, depth: int) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        if value.device.type != "meta":
+            yield value
+        more = vars(value).values() if hasattr(value, "__dict__") else ()
+    elif isinstance(value, dict):
+        more = value.values()
+    elif isinstance(value, (list, tuple, set)):
+        more = value
+    elif type(value).__module__.split(".")[0] == "bitsandbytes" and not isinstance(value, torch.nn.Module):
+        more = vars(value).values()
+    else:
         return
-    for name in ("absmax", "code", "offset"):
-        add(getattr(state, name, None))
-    _add_state(getattr(state, "state2", None), add)
+    if depth:
+        for inner in list(more):
+            if not isinstance(inner, (str, int, float, torch.nn.Module)):
+                yield from _tensors_in(inner, depth - 1)
+
+
+def held_bytes_growth(held: dict[str, dequantize.Stored]) -> int:
+    """Bytes that a model with these quantized linears may hold more after a forward than before.
+
+    A forward repacks 4-bit codes for some processors, and then holds two bytes of magnitude a block where double
+    quantization held one; int8 keeps the numbers of the last outlier columns, 8 bytes each.
+    """
+    grown = 0
+    for own in held.values():
+        if own.kind == "int8":
+            grown += 8 * own.shape[1]
+        elif own.nested is not None:
+            grown += 2 * own.nested.codes.numel()
+    return grown
 
 
 def scheme_bytes(

@@ -21,6 +21,7 @@ class Agreement:
     kl: float | None
     kl_yardstick: float
     yardstick_eps: float
+    yardstick_token_eps: float
     candidate_eps: float | None
     nonfinite: int
     elements: int
@@ -66,23 +67,34 @@ class Yardstick:
         log_x = torch.log_softmax(self.r + difference, -1)
         return float((self.log_r.exp() * (self.log_r - log_x)).sum(-1).mean())
 
-    def compare(self, o: torch.Tensor) -> Agreement:
-        """The figures of candidate `o`, shaped as r and e were."""
-        difference = o[self.finite].double() - self.r
+    def compare(self, o: torch.Tensor, at: torch.Tensor | None = None) -> Agreement:
+        """The figures of candidate `o`, shaped as r and e were.
+
+        `at` (tokens of `o`,) int: which of r's tokens they are, for an `o` that has not all of them or has some twice;
+        the yardstick's error stays that of all tokens, and KL is left out.
+        """
+        keep, r, token_error = self.finite, self.r, self.token_error
+        if at is not None:
+            chosen = (self.finite.cumsum(0) - 1)[at]
+            keep = self.finite[at]
+            r, token_error = self.r[chosen[keep]], self.token_error[chosen[keep]]
+        difference = o[keep].double() - r
         nonfinite = int((~torch.isfinite(difference)).sum())
-        count, tokens = self.r.numel(), self.r.shape[0]
+        count, tokens = r.numel(), r.shape[0]
         own = self.error / self.scale
-        if nonfinite or self.empty:
-            return Agreement(None, None, None, None, self.kl, own, None, nonfinite, count, tokens)
+        own_token = 0.0 if self.empty else float(self.token_error.max()) / self.scale
+        if nonfinite or not count:
+            return Agreement(None, None, None, None, self.kl, own, own_token, None, nonfinite, count, tokens)
         base = max(self.error, self.unit)
         token = difference.square().mean(-1).sqrt()
         return Agreement(
             ratio_rms=rms(difference) / base,
-            ratio_token=float((token / self.token_error.clamp_min(base)).max()),
+            ratio_token=float((token / token_error.clamp_min(base)).max()),
             ratio_max=float(difference.abs().max()) / max(self.largest, self.unit),
-            kl=self._kl(difference) if self.logits else None,
+            kl=self._kl(difference) if self.logits and at is None else None,
             kl_yardstick=self.kl,
             yardstick_eps=own,
+            yardstick_token_eps=own_token,
             candidate_eps=rms(difference) / self.scale,
             nonfinite=0,
             elements=count,

@@ -26,8 +26,8 @@ PROBE_VERSION = 4
 
 SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<unk>", "<mask>")
 
-_QUERY_KEY = re.compile(r"(^|\.)(q|k|q_proj|k_proj|query|key|q_lin|k_lin)$")
-_QUERY = re.compile(r"(^|\.)(q|q_proj|query|q_lin)$")
+_QUERY_KEY = re.compile(r"(^|\.)(q|k|q_proj|k_proj|query|key|q_lin|k_lin|q_b_proj|kv_a_proj_with_mqa|kv_b_proj)$")
+_QUERY = re.compile(r"(^|\.)(q|q_proj|query|q_lin|q_b_proj)$")
 _FUSED = re.compile(r"(^|\.)(query_key_value|qkv_proj|Wqkv|c_attn|qkv)$")
 _VALUE_OUT = re.compile(
     r"(^|\.)(v|o|v_proj|o_proj|value|v_lin|out_lin|out_proj)$"
@@ -44,6 +44,10 @@ def _fan_in(name: str, shape: torch.Size, hidden: int, module: torch.nn.Module) 
         other = shape[1] if shape[2] == hidden else shape[2]
         return other if "down" in name else hidden
     return math.prod(shape[1:])
+
+
+_STATE_SPACE = ("A_log", "dt_bias", "D")
+"""Parameters of a state-space mixer that have a valid range: decay, step size, and what passes by the state."""
 
 
 def sensitise(model: torch.nn.Module, seed: int, query_gain: float = 1.0, embedding_gain: float = 1.0) -> None:
@@ -87,6 +91,8 @@ def _value(
     kind = type(module).__name__
     if "sinks" in own:
         return 2.0 + noise
+    if own in _STATE_SPACE:
+        return _state_space(own, parameter.shape, noise)
     if "norm" in kind.lower() and own == "weight":
         centre = float(parameter.mean())  # 1, or 0 for families that compute (1 + weight)
         gain = math.sqrt(2.0) if _QK_NORM.search(module_name) else 1.0
@@ -106,6 +112,57 @@ def _value(
     return scale * noise
 
 
+def _state_space(own: str, shape: torch.Size, noise: torch.Tensor) -> torch.Tensor:
+    """Decays of 1 to 4 a step's length, and steps from 0.02 to 0.7 over the heads: some forget within a token, some
+    remember for tens of them (with the library's own steps of 1.3 all forget at once)."""
+    count = shape.numel()
+    if own == "A_log":
+        return torch.linspace(1.0, 4.0, count).flip(0).log().reshape(shape)
+    if own == "dt_bias":
+        return torch.linspace(-4.0, 0.0, count).reshape(shape) + 0.1 * noise
+    return 1.0 + 0.1 * noise
+
+
+ROUTE_CHANNELS = 8
+"""Channels of the residual stream that say which experts a token goes to, and nothing else."""
+
+ROUTE_VALUE = 4.0
+ROUTE_GAIN = 0.5
+
+
+def route_by_token(model: torch.nn.Module, seed: int) -> None:
+    """Let the experts of a token be a matter of its id, by a wide margin.
+
+    A router that picks the best few of many scores has near ties, where tokens part between dtypes. Here each token has
+    one of ROUTE_CHANNELS channels of its embedding set, no layer writes to these channels, and routers read nothing
+    else: the scores of a token are a permutation of evenly spaced values.
+    """
+    generator = torch.Generator().manual_seed(seed + 71)
+    channels = ROUTE_CHANNELS
+    with torch.no_grad():
+        embedding = model.get_input_embeddings().weight
+        embedding[:, :channels] = 0.0
+        tokens = torch.arange(embedding.shape[0])
+        embedding[tokens, tokens % channels] = ROUTE_VALUE
+        for name, parameter in model.named_parameters():
+            if re.search(r"(o_proj|down_proj)(\.weight)?$", name):
+                parameter[..., :channels, :] = 0.0
+            elif re.search(r"mlp\.(gate|router)\.weight$", name):
+                experts = parameter.shape[0]
+                parameter.zero_()
+                for channel in range(channels):
+                    order = torch.randperm(experts, generator=generator)
+                    parameter[:, channel] = ROUTE_GAIN * (order - (experts - 1) / 2)
+
+
+def draw(model: torch.nn.Module, row: dict[str, Any]) -> None:
+    """Give `model` (fp32, CPU) the weights of the probe `row`."""
+    gains = {name: float(row.get(name, 1.0)) for name in ("query_gain", "embedding_gain")}
+    sensitise(model, seed=int(row.get("seed", 0)), **gains)
+    if row.get("routed_by_token"):
+        route_by_token(model, seed=int(row.get("seed", 0)))
+
+
 def build(row: dict[str, Any], folder: Path) -> None:
     """Write the probe checkpoint of `row` into `folder` (existing, empty).
 
@@ -116,8 +173,7 @@ def build(row: dict[str, Any], folder: Path) -> None:
     config = transformers.AutoConfig.for_model(row["type"], **row["config"])
     torch.manual_seed(0)
     model = stack_api.auto_class(row["task"]).from_config(config).eval()
-    gains = {name: float(row.get(name, 1.0)) for name in ("query_gain", "embedding_gain")}
-    sensitise(model, seed=int(row.get("seed", 0)), **gains)
+    draw(model, row)
     model.save_pretrained(folder)
     if row["task"] == "image-classification":
         _image_processor(config).save_pretrained(folder)

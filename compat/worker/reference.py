@@ -6,7 +6,8 @@ and the fp64 mask minimum can overflow to -inf. Here
   `scaled_dot_product_attention` (families that call it directly); it makes its own mask from the module (causal,
   window) and gives 0 for rows that may attend to nothing;
 - casts of fp64 tensors to a lower float are suppressed while it runs;
-- rotary `inv_freq` is recomputed in fp64.
+- rotary `inv_freq` is recomputed in fp64;
+- no cache is filled: what a cache does to keys and values must not be in the reference.
 
 Inputs are never padded: each row of a padded batch is judged against the reference of that row alone, so no mask of
 the library's takes part in a reference.
@@ -117,7 +118,7 @@ def attention(
         weights = _softmax_or_zero(torch.cat([scores, column], -1))[..., :-1]
     else:
         weights = _softmax_or_zero(scores)
-    ENTROPY.add(weights, allowed)
+    ENTROPY.add(weights.detach(), allowed)
     return (weights @ value).transpose(1, 2).contiguous(), None
 
 
@@ -143,7 +144,7 @@ def _plain_sdpa(
         allowed = allowed & (attn_mask > floor)
         scores = scores + attn_mask.clamp_min(floor)
     weights = _softmax_or_zero(scores.masked_fill(~allowed, -math.inf))
-    ENTROPY.add(weights, allowed.expand(*weights.shape[:-2], *allowed.shape[-2:]))
+    ENTROPY.add(weights.detach(), allowed.expand(*weights.shape[:-2], *allowed.shape[-2:]))
     return weights @ value
 
 
@@ -197,6 +198,7 @@ class Reference:
         self.mode = _Fp64Mode()
         self.inv_freq_dtype = self._recompute_inv_freq()
         stack_api.use_plain_experts(self.model)
+        stack_api.use_no_cache(self.model)
         if stack_api.uses_attention_interface(self.model) and stack_api.register_attention(NAME, attention):
             stack_api.set_attention_unchecked(self.model, NAME)
             self.attention = "own"

@@ -6,10 +6,13 @@ torch 2.5 to 2.13).
 
 from __future__ import annotations
 
+import copy
 import importlib.metadata
 import inspect
 import logging
+import re
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -33,7 +36,11 @@ def version_of(distribution: str) -> tuple[int, ...]:
 TRANSFORMERS = version_of("transformers")
 
 
-def dtype_argument(dtype: torch.dtype) -> dict[str, torch.dtype]:
+CAUSAL_TASKS = ("causal-lm", "image-text-to-text")
+"""Tasks whose output at a position is judged by the label of the next one."""
+
+
+def dtype_argument(dtype: torch.dtype | str) -> dict[str, torch.dtype | str]:
     """The keyword that `from_pretrained` takes for the dtype: `dtype` since 4.56, `torch_dtype` before."""
     return {"dtype" if TRANSFORMERS >= (4, 56) else "torch_dtype": dtype}
 
@@ -48,6 +55,8 @@ def auto_class(task: str) -> Any:
             "seq2seq-lm": "AutoModelForSeq2SeqLM",
             "feature-extraction": "AutoModel",
             "image-classification": "AutoModelForImageClassification",
+            "image-text-to-text": "AutoModelForImageTextToText",
+            "speech-seq2seq": "AutoModelForSpeechSeq2Seq",
         }[task],
     )
 
@@ -112,6 +121,31 @@ def forget_quantizer(model: Any) -> None:
         del model.config.quantization_config
 
 
+def checkpoint_activations(model: Any, enable: bool) -> None:
+    """Turn recomputation of layers in the backward pass on or off, with the library's own settings.
+
+    `activation_checkpointing_enable` since transformers 5.20, `gradient_checkpointing_enable` before. Raises ValueError
+    where the family has none.
+    """
+    kind = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
+    getattr(model, f"{kind}_checkpointing_{'enable' if enable else 'disable'}")()
+
+
+def divides_by_items(model: Any) -> bool:
+    """Whether the class hands `num_items_in_batch` on to its loss: `**kwargs` into `self.loss_function`. A class that
+    only takes `**kwargs` drops it. Read off the source, so that a wrong loss does not look like a missing feature."""
+    return bool(re.search(r"self\.loss_function\([^)]*\*\*\w+", _source(type(model).forward)))
+
+
+@cache
+def _source(function: Any) -> str:
+    """The text of `function` below its decorators and replacements; empty where it has none."""
+    try:
+        return inspect.getsource(inspect.unwrap(function))
+    except (OSError, TypeError):
+        return ""
+
+
 def use_plain_experts(model: Any) -> None:
     """Compute experts one by one: grouped kernels (transformers 5) take no fp64. No effect where there is no choice."""
     for module in model.modules():
@@ -120,15 +154,163 @@ def use_plain_experts(model: Any) -> None:
             config._experts_implementation_internal = "eager"
 
 
+def use_no_cache(model: Any) -> None:
+    """Let a plain forward fill no cache."""
+    for module in model.modules():
+        config: Any = getattr(module, "config", None)
+        if getattr(config, "use_cache", None):
+            config.use_cache = False
+
+
 def accepts(model: Any, argument: str) -> bool:
     """Whether `model.forward` names `argument`."""
     return argument in inspect.signature(model.forward).parameters
+
+
+def takes_embeddings(model: Any) -> bool:
+    """Whether `model` can be given embeddings in place of token ids."""
+    return accepts(model, "inputs_embeds") and model.get_input_embeddings() is not None
+
+
+def cache_argument(model: Any) -> str:
+    """The keyword of `model.forward` for the cache of past tokens, which is also its name in the output: state-space
+    families call it `cache_params`."""
+    states = accepts(model, "cache_params") and not accepts(model, "past_key_values")
+    return "cache_params" if states else "past_key_values"
+
+
+def dynamic_cache(config: Any, plain: bool = False) -> Any:
+    """A cache that grows, as a user makes one. `plain`: not told of the config, so that it holds all tokens in every
+    layer. Before transformers 4.56 there was only the plain one. Encoder-decoder configs get one for each attention."""
+    told = not plain and "config" in inspect.signature(transformers.DynamicCache.__init__).parameters
+
+    def make() -> Any:
+        return transformers.DynamicCache(config=config) if told else transformers.DynamicCache()
+
+    return transformers.EncoderDecoderCache(make(), make()) if config.is_encoder_decoder else make()
+
+
+def static_cache(model: Any, batch: int, length: int, encoder_length: int = 0) -> Any:
+    """A cache with room for `length` tokens of `batch` rows. Raises what the library raises."""
+    config = model.config.get_text_config(decoder=True)
+
+    def make(room: int) -> Any:
+        arguments: dict[str, Any] = {"config": config, "max_cache_len": room}
+        if TRANSFORMERS < (4, 56):
+            arguments |= {"max_batch_size": batch, "device": model.device, "dtype": model.dtype}
+        return transformers.StaticCache(**arguments)
+
+    if model.config.is_encoder_decoder:
+        return transformers.EncoderDecoderCache(make(length), make(encoder_length))
+    return make(length)
+
+
+def takes_static_cache(model: Any) -> bool:
+    """Whether the class says that it works with a static cache."""
+    names = ("_supports_static_cache", "_can_compile_fullgraph")  # renamed in 4.54
+    return any(bool(getattr(model, name, False)) for name in names)
+
+
+def quantized_cache(config: Any) -> Any:
+    """A cache that stores 8-bit floats, which needs no package beside transformers; None on stacks without it."""
+    kind = getattr(transformers, "QuantizedCache", None)
+    if kind is None or not hasattr(transformers.cache_utils, "Fp8QuantizedLayer"):
+        return None
+    return kind("fp8", config=config)
+
+
+def offloaded_cache(config: Any) -> Any:
+    """A dynamic cache that waits in the host's memory. Raises what the library raises without an accelerator."""
+    if "offloading" in inspect.signature(transformers.DynamicCache.__init__).parameters:
+        return transformers.DynamicCache(config=config, offloading=True)
+    return transformers.OffloadedCache()  # before 4.56
+
+
+def decoder_cache(cache: Any) -> Any:
+    """The part of `cache` that holds the decoder's own tokens."""
+    return getattr(cache, "self_attention_cache", cache)
+
+
+def cache_tensors(cache: Any) -> list[list[torch.Tensor]]:
+    """For each layer of `cache`, its keys and values; an empty list for a layer that holds none."""
+    layers = getattr(cache, "layers", None)
+    if layers is None:  # before 4.54
+        return [[k, v] for k, v in zip(cache.key_cache, cache.value_cache, strict=True)]
+    pairs = [(getattr(layer, "keys", None), getattr(layer, "values", None)) for layer in layers]
+    return [[t for t in pair if isinstance(t, torch.Tensor)] for pair in pairs]
+
+
+def rolls_back(model: Any) -> bool:
+    """Whether a cache of `model` can be cropped: recurrent states cannot."""
+    return not getattr(model, "_is_stateful", False)
+
+
+def makes_positions(model: Any) -> bool:
+    """Whether `model`, given no position ids, handles a left-padded batch as if it had been: relative positions do, and
+    learned ones that are counted over the mask."""
+    own = model.get_input_embeddings()
+    tables = [m for m in model.modules() if isinstance(m, torch.nn.Embedding) and m is not own]
+    return all("attention_mask" in inspect.signature(m.forward).parameters for m in tables)
+
+
+def reads_mask_width(model: Any) -> bool:
+    """Whether `model` takes the number of keys from the width of the mask (ALiBi made from it), so that a static cache
+    needs a mask over all its slots."""
+    alibi = getattr(model.config, "alibi", False) or hasattr(model.base_model, "build_alibi_tensor")
+    return bool(alibi)
+
+
+def end_tokens(model: Any) -> list[int]:
+    """The ids at which `model.generate` stops by its own settings."""
+    value = model.generation_config.eos_token_id
+    return [] if value is None else [int(v) for v in (value if isinstance(value, list) else [value])]
 
 
 def bitsandbytes_config(arguments: dict[str, Any], compute_dtype: torch.dtype) -> Any:
     """A BitsAndBytesConfig; `bnb_4bit_compute_dtype = "cell"` stands for the dtype of the cell."""
     resolved = {k: (compute_dtype if v == "cell" else v) for k, v in arguments.items()}
     return transformers.BitsAndBytesConfig(**resolved)
+
+
+def offload_to_host(model: Any, device: torch.device) -> Any:
+    """`model` with its weights in host memory, fetched to `device` for each module's forward."""
+    import accelerate  # type: ignore[import-untyped]
+
+    return accelerate.cpu_offload(model, execution_device=device)
+
+
+def dispatch_checkpoint(model: Any, folder: Any, device: torch.device) -> Any:
+    """Another model like `model`, its weights read from the shards in `folder` by accelerate's own loader."""
+    import accelerate
+
+    with accelerate.init_empty_weights():
+        empty = type(model)(copy.deepcopy(model.config))
+    for name, own in model.named_parameters():
+        path, _, last = name.rpartition(".")
+        parameter = torch.nn.Parameter(torch.empty_like(own, device="meta"), requires_grad=False)
+        setattr(empty.get_submodule(path), last, parameter)
+    empty.tie_weights()
+    return accelerate.load_checkpoint_and_dispatch(empty, str(folder), device_map={"": str(device)}).eval()
+
+
+def stated_dtype(model: Any) -> torch.dtype | None:
+    """The dtype that the loaded model's config names: `dtype` since 4.56, `torch_dtype` before."""
+    stated = getattr(model.config, "dtype" if TRANSFORMERS >= (4, 56) else "torch_dtype", None)
+    return getattr(torch, stated) if isinstance(stated, str) else stated
+
+
+def dequantized_by_library(module: Any) -> torch.Tensor:
+    """What transformers and bitsandbytes make of a quantized linear's weight (merging adapters, `dequantize`)."""
+    from transformers.integrations.bitsandbytes import dequantize_bnb_weight
+
+    weight: torch.Tensor = dequantize_bnb_weight(module.weight, getattr(module, "state", None))
+    return weight
+
+
+def passed_config_inherits() -> bool:
+    """Whether a GenerationConfig that is passed to `generate` takes what it leaves open from the model's own: since
+    transformers 5, where what is open is None."""
+    return TRANSFORMERS >= (5,)
 
 
 def pipeline_tasks() -> list[str]:
@@ -141,9 +323,10 @@ def pipeline_tasks() -> list[str]:
 def quiet_logs() -> None:
     """Progress bars off, log level error: a worker's stderr is kept as evidence and should hold little else.
 
-    bitsandbytes logs a line for every int8 product in bf16.
+    bitsandbytes logs a line for every int8 product in bf16, accelerate one for every offloaded model.
     """
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    for name in ("bitsandbytes", "accelerate"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     transformers.logging.set_verbosity_error()
     disable = getattr(transformers.logging, "disable_progress_bar", None)
     if disable is not None:

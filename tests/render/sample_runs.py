@@ -23,6 +23,7 @@ from compat.records import (
     cell_outcome,
     summarize,
 )
+from compat.sharper import linked
 
 O = Outcome  # noqa: E741
 MODELS = (
@@ -146,6 +147,17 @@ def wrong_padding(place: str) -> Cell:
         f"max_error_ratio is {number:.3f}, over 0.02: logits of padded rows differ from the fp64 reference",
         signature="padded rows differ: the mask is ignored",
         diverges_at="model.layers.0.self_attn",
+        minimal={
+            "case": {"kind": "padded", "rows": [[134]], "side": "left", "length": 2, "pad": 0},
+            "figures": {"ratio_rms": 2844000.0, "ratio_token": 2844000.0},
+            "beyond": {"ratio_rms": 1.5, "ratio_token": 3.5},
+            "modules": [
+                {"module": "model.layers.0.self_attn", "at": "output", "ratio_rms": 6188.0, "ratio_token": 6188.0},
+                {"module": "model.layers.0", "at": "output", "ratio_rms": 5014.0, "ratio_token": None},
+            ],
+            "kernels": {"aten::_scaled_dot_product_flash_attention": 2},
+        },
+        script=f"{place.replace('/', '_')}--agreement.py",
         kernels=kernels,
         facts={"compared_elements": 4096, "worst_position": {"row": 3, "token": 17}, "padding_side": "left"},
     )
@@ -206,7 +218,7 @@ def _made_of(cells: list[Cell], *, complete: bool, device: str, gpus: tuple[Gpu,
             cudnn="9.12" if gpus else "",
             packages={**packages, "transformers": "5.23.0"},
         ),
-        cells=tuple(cells),
+        cells=linked(cells),
         summary=summarize(cells, 1469.5),
     )
 

@@ -61,6 +61,16 @@ figures = st.one_of(st.none(), st.floats(allow_nan=False, allow_infinity=False))
 LAW = settings(max_examples=25, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 
 
+def cases(text: st.SearchStrategy[str]) -> st.SearchStrategy[dict[str, object]]:
+    """The smallest call of a check, with hostile text where numbers or names belong."""
+    kind = st.sampled_from(["forward", "padded", "packed", "decode", "generate", "repeat"])
+    anything = st.one_of(text, st.integers(-3, 9), st.none(), st.lists(text, max_size=2))
+    return st.fixed_dictionaries(
+        {"kind": st.one_of(kind, text), "rows": st.lists(anything, max_size=2)},
+        optional=dict.fromkeys(("side", "length", "steps", "settings", "cache", "new", "images", "masked_row"), anything),
+    )
+
+
 @st.composite
 def checks(draw: st.DrawFn, name: str | None = None) -> Check:
     """A check with hostile text in every place."""
@@ -70,6 +80,14 @@ def checks(draw: st.DrawFn, name: str | None = None) -> Check:
         exception=draw(st.sampled_from([None, raised])),
         signature=draw(hostile),
         diverges_at=draw(hostile),
+        minimal={
+            draw(hostile): draw(hostile),
+            "case": draw(st.one_of(hostile, st.dictionaries(hostile, hostile, max_size=2), cases(hostile))),
+            "modules": [{"module": draw(hostile), "ratio_rms": draw(st.one_of(figures, hostile))}, draw(hostile)],
+            "kernels": {draw(hostile): 1},
+            "note": draw(hostile),
+        },
+        script=draw(hostile),
         repro=draw(hostile),
         facts={draw(hostile): draw(hostile), "deep": {draw(hostile): [draw(hostile), draw(figures)]}},
     )
@@ -97,6 +115,8 @@ def runs(draw: st.DrawFn) -> Run:
             axes |= draw(st.sampled_from([{}, {draw(hostile): draw(hostile)}]))
             asked = (draw(checks()), draw(checks("speed")))
             effective = {"attention": draw(hostile), draw(hostile): {draw(hostile): 1}}
+            link = {"cell": draw(hostile), "agreement": draw(hostile), "note": draw(hostile)}
+            effective["sharper"] = draw(st.one_of(hostile, st.just(link)))
             outcome = draw(st.sampled_from(Outcome))
             cells.append(
                 Cell(

@@ -1,7 +1,9 @@
 """agreement: is the backend as close to the fp64 reference as eager attention in the same dtype is?
 
-Five seeds, each with a length of its own at or beside a block edge. For the eager cell the figure is its own error in
-units of eps * rms(r), since it is its own yardstick; the others report the ratios of docs/criteria.md.
+Seeds with a length each: at and beside block edges and windows, and long. Then activations with outliers: a few tokens
+whose embedding holds two values of hundreds, as real checkpoints have them, so that what overflows or cancels in the
+cell's dtype does. For the eager cell the figure is its own error in units of eps * rms(r), since it is its own
+yardstick, and the reference's own answer on one fixed input; the others report the ratios of docs/criteria.md.
 """
 
 from __future__ import annotations
@@ -10,45 +12,83 @@ from typing import Any
 
 import torch
 
-from compat.worker import reference
+from compat.worker import reference, stack_api
 from compat.worker.group import Group
 from compat.worker.inputs import Rows, unpadded
 from compat.worker.metrics import Agreement
 from compat.worker.report import Report
 
-LENGTHS = (33, 64, 65, 31, 129)
-"""Block edges of flash kernels (32, 64, 128) and one more or less; longer than the probes' windows of 32."""
+LENGTHS = {
+    "quick": (33, 65, 31),
+    "standard": (33, 64, 65, 31, 129),
+    "deep": (33, 64, 65, 31, 129, 32, 63, 127, 128, 2, 1, 17, 255, 256, 257),
+}
+"""Block edges of flash kernels (32, 64, 128), the probes' windows of 32, and one more or less; each with its seed."""
 
-REAL_LENGTHS = (33, 64, 65, 31, 48)
+LONG = {"standard": 300, "deep": 500}
+"""One row of this length: positions above 256 are not whole numbers in bf16. Probes have 512 positions."""
+
+REAL_LENGTHS = {"quick": (33, 31), "standard": (33, 64, 65, 31, 48), "deep": (33, 64, 65, 31, 48, 129, 300)}
 """For real checkpoints, whose every token costs a hundred times as much."""
 
 IMAGES = 16
+
+OUTLIER_LENGTH = 40
+OUTLIER_VALUE = 400.0
+"""Above 256, whose square overflows fp16; a few channels of real checkpoints reach thousands
+(Massive Activations, https://arxiv.org/abs/2402.17762)."""
+
+OUTLIER_EVERY = 7
+"""Tokens from one outlier to the next."""
+
+ANSWER_SEED = 424_242
+ANSWER_LENGTH = 24
+ANSWERS = 16
+"""Numbers that one fp64 output is folded into."""
 
 
 def cases(group: Group) -> list[Rows]:
     """One case a seed: two rows of a length (one row for real checkpoints), or a few images."""
     first = 1000 * group.spec.seed
+    real = group.row["source"] != "probe"
+    lengths = (REAL_LENGTHS if real else LENGTHS)[group.spec.depth]
     if group.task == "image-classification":
-        return [group.source.rows(first + i, [0] * IMAGES) for i in range(len(LENGTHS))]
-    batch, lengths = (2, LENGTHS) if group.row["source"] == "probe" else (1, REAL_LENGTHS)
-    return [group.source.rows(first + i, [length] * batch) for i, length in enumerate(lengths)]
+        return [group.source.rows(first + i, [0] * IMAGES) for i in range(len(lengths))]
+    found = [group.source.rows(first + i, [length] * (1 if real else 2)) for i, length in enumerate(lengths)]
+    if not real and group.spec.depth in LONG:
+        found.append(group.source.rows(first + 500, [LONG[group.spec.depth]]))
+    return found
+
+
+def outliers(group: Group) -> Rows | None:
+    """A row of embeddings, some of which hold two large values; None where the model takes token ids only."""
+    if group.task == "image-classification" or not stack_api.takes_embeddings(group.master):
+        return None
+    rows = group.source.rows(1000 * group.spec.seed + 600, [OUTLIER_LENGTH])
+    with torch.no_grad():
+        embeddings = group.master.get_input_embeddings()(torch.tensor(rows.tokens)).clone()
+    width = embeddings.shape[-1]
+    embeddings[:, ::OUTLIER_EVERY, width // 3] = OUTLIER_VALUE
+    embeddings[:, ::OUTLIER_EVERY, width // 2] = -OUTLIER_VALUE
+    return Rows(tokens=rows.tokens, decoder=rows.decoder, embeddings=embeddings)
 
 
 def run(group: Group, attention: dict[str, Any]) -> Report:
     """See the module's docstring. Raises StackError, Unavailable, NoYardstick."""
     report = Report(seed=group.spec.seed)
     loaded = group.loaded(attention)
-    figures: list[Agreement] = []
-    repeats = 0
-    for rows in cases(group):
-        inputs = unpadded(rows, group.device, group.dtype)
-        o = _flat(list(loaded(**inputs)))
-        if not figures:
-            repeats = int((_flat(list(loaded(**inputs))) != o).sum())
-        figures.append(group.yardstick(rows).compare(o))
-    record(report, figures, own_yardstick=attention["name"] == "eager")
-    report.measure("repeat_difference", repeats, unit="elements")
+    own = attention["name"] == "eager"
+
+    def compared(rows: Rows) -> Agreement:
+        o = _flat(list(loaded(**unpadded(rows, group.device, group.dtype))))
+        return group.yardstick(rows).compare(o)
+
+    figures = [compared(rows) for rows in cases(group)]
+    record(report, figures, own_yardstick=own)
     report.measure("compared_elements", [f.elements for f in figures], unit="elements", better="higher", method="sum")
+    large = outliers(group) if group.spec.at_least("standard") else None
+    if large is not None:
+        record(report, [compared(large)], own_yardstick=own, prefix="outlier_")
     if reference.ENTROPY.ratio is not None:
         report.measure("attention_entropy", round(reference.ENTROPY.ratio, 3), unit="of log n")
     report.facts["reference"] = {
@@ -56,7 +96,23 @@ def run(group: Group, attention: dict[str, Any]) -> Report:
         "attention": group.reference.attention,
         "inv_freq": group.reference.inv_freq_dtype,
     }
+    if own and not group.spec.quantization["library"] and group.reference.dtype == torch.float64:
+        report.facts["answer"] = answer(group)
     return report
+
+
+def answer(group: Group) -> list[float]:
+    """What the fp64 reference gives for one fixed input, folded into ANSWERS numbers by random signs.
+
+    The same for every correct implementation of the family: compat.judge compares it with the stored answer, which sees
+    what changes every backend and the reference alike.
+    """
+    image = group.task == "image-classification"
+    rows = group.source.rows(ANSWER_SEED, [ANSWER_LENGTH] * (1 if image or group.row["source"] != "probe" else 2))
+    flat = _flat(group.reference_outputs(rows)).double().flatten().cpu()
+    generator = torch.Generator().manual_seed(ANSWER_SEED)
+    signs = torch.randint(0, 2, (ANSWERS, flat.numel()), generator=generator).double() * 2 - 1
+    return [float(f"{x:.10g}") for x in (signs @ flat / flat.numel() ** 0.5)]
 
 
 def record(report: Report, figures: list[Agreement], own_yardstick: bool, prefix: str = "") -> None:
@@ -64,6 +120,7 @@ def record(report: Report, figures: list[Agreement], own_yardstick: bool, prefix
     report.measure(f"{prefix}nonfinite_elements", [f.nonfinite for f in figures], unit="elements", method="sum")
     report.measure(f"{prefix}yardstick_error", [f.yardstick_eps for f in figures], unit="eps rms(r)")
     if own_yardstick:
+        report.measure(f"{prefix}yardstick_token", [f.yardstick_token_eps for f in figures], unit="eps rms(r)")
         return
     report.measure(f"{prefix}candidate_error", [f.candidate_eps for f in figures], unit="eps rms(r)")
     report.measure(f"{prefix}ratio_rms", [f.ratio_rms for f in figures])

@@ -1,30 +1,35 @@
-"""generation: does generate follow the model, and does the pipeline follow generate?
+"""generation: does generate follow the model and its settings, and the pipeline follow generate?
 
-Causal and encoder-decoder models: a padded batch is generated greedily, and every token is judged by the fp64
-reference on the same prefix, unpadded: a token other than the reference's best is excused when the margin is within
-4 max|e - r| (docs/criteria.md). Then pipeline and generate get the same prompts and the same explicit settings (greedy
-on one prompt and on a padded batch, nucleus sampling under one seed) and must give the same ids. Where the two resolve
-different defaults, the differences are recorded.
-Other tasks: the pipeline against forward plus the documented post-processing.
+Causal and encoder-decoder models: every generation is recorded with its logits and scores, and gone through again
+(compat.worker.replay): scores must be what our own arithmetic makes of the logits, tokens what greedy choice, the seed
+or a beam search of our own takes from the scores, rows must end where they have to. The logits are judged by the fp64
+reference of each row alone, unpadded and without a cache, with eager's error as yardstick; so are the tokens of the
+greedy batch: one other than the reference's best is excused when the margin is within 4 max|e - r| (docs/criteria.md).
+Then the task's pipeline, on the same prompts and settings, must give the same (compat.worker.pipelines).
 """
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
 import transformers
 
-from compat.worker import stack_api
-from compat.worker.calls import under_test
-from compat.worker.dispatch import forced_sdpa_kernel
-from compat.worker.group import Group, Loaded
-from compat.worker.inputs import FIRST_TOKEN, Rows, english_text
+from compat.worker import pipelines, stack_api
+from compat.worker.group import Group
+from compat.worker.inputs import FIRST_TOKEN, english_text
 from compat.worker.report import Report
+from compat.worker.trials import Batch, Generated, Trials
 
-NEW_TOKENS = 32
-SHORT_TOKENS = 4
+NEW_TOKENS = {"quick": 16, "standard": 32, "deep": 64}
+REAL_TOKENS = {"quick": 8, "standard": 24, "deep": 48}
+"""For real checkpoints, whose every token costs a hundred times as much."""
+
+ALONE_TOKENS = 12
 PROMPT_WORDS = (24, 21, 15, 9)
+"""With NEW_TOKENS longer than the probes' windows of 32; the shortest gets 15 pads."""
+
 NUCLEUS = {"do_sample": True, "temperature": 0.7, "top_p": 0.9, "top_k": 50}
 
 
@@ -32,14 +37,31 @@ def run(group: Group, attention: dict[str, Any]) -> Report:
     """See the module's docstring. Raises StackError, Unavailable, NoYardstick."""
     report = Report(seed=group.spec.seed)
     loaded = group.loaded(attention)
+    loaded.activate()
+    before, config = pipelines.state(loaded.model), copy.deepcopy(getattr(loaded.model, "generation_config", None))
+    changed: list[str] = []
+    made: pipelines.Made = {}
     if group.task in ("causal-lm", "seq2seq-lm"):
-        _teacher_forced(group, loaded, report)
-    _PIPELINES[group.task](group, loaded, report)
+        trials = Trials(group, loaded)
+        made = _trials(trials)
+        changed = trials.changed
+        _report(trials, report)
+    pipelines.run(group, loaded, report, prompts(group), made)
+    loaded.activate()  # the yardstick may have run meanwhile
+    after = pipelines.state(loaded.model)
+    changed += [f"{k}: {before[k]} -> {after[k]}"[:400] for k in before if before[k] != after[k]]
+    if before["generation_config"] != after["generation_config"]:
+        loaded.model.generation_config = config  # other backends share the model, and have to see the change as well
+    report.measure("side_effects", len(changed), unit="changes")
+    if changed:
+        report.facts["side_effects"] = changed
     return report
 
 
 def prompts(group: Group) -> list[str]:
     """Texts of unequal length: words of the probe's vocabulary, or the start of English paragraphs."""
+    if group.task == "image-classification":
+        return []
     if group.row["source"] == "probe":
         generator = torch.Generator().manual_seed(group.spec.seed + 77)
         drawn = [torch.randint(FIRST_TOKEN, group.source.vocab, (n,), generator=generator) for n in PROMPT_WORDS]
@@ -48,219 +70,227 @@ def prompts(group: Group) -> list[str]:
     return [" ".join(p.split()[:n]) for p, n in zip(paragraphs, PROMPT_WORDS, strict=False)]
 
 
-def _encoded(group: Group, texts: list[str]) -> Any:
+def _encoded(trials: Trials) -> Batch:
+    """The prompts, tokenized and padded by the tokenizer."""
+    group = trials.group
     side = "left" if group.task == "causal-lm" else "right"
-    return group.tokenizer(texts, return_tensors="pt", padding=True, padding_side=side).to(group.device)
+    encoded = group.tokenizer(prompts(group), return_tensors="pt", padding=True, padding_side=side).to(group.device)
+    arguments = {k: encoded[k] for k in ("input_ids", "attention_mask")}
+    kept = zip(arguments["input_ids"], arguments["attention_mask"].bool(), strict=True)
+    return Batch(tuple(tuple(ids[mask].tolist()) for ids, mask in kept), arguments)
 
 
-def _settings(group: Group, new_tokens: int, **more: Any) -> dict[str, Any]:
-    """Explicit settings: fixed length, so that no row ends early."""
-    return {
-        "max_new_tokens": new_tokens,
-        "min_new_tokens": new_tokens,
+def _fixed(new_tokens: int, **more: Any) -> dict[str, Any]:
+    """Settings under which no row ends early."""
+    return {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens, "do_sample": False, **more}
+
+
+def _trials(trials: Trials) -> dict[str, Generated | None]:
+    """Every trial of the group's depth, by name."""
+    spec, real = trials.group.spec, trials.group.row["source"] != "probe"
+    batch = _encoded(trials)
+    tokens = (REAL_TOKENS if real else NEW_TOKENS)[spec.depth]
+    greedy = trials.generate("batch", batch, _fixed(tokens))
+    trials.judge("batch", greedy, margins=True)
+    made: dict[str, Generated | None] = {"batch": greedy}
+    _processors(trials, batch)
+    made["nucleus"] = trials.generate("nucleus", trials.batch(batch.rows[-1:]), _fixed(4) | NUCLEUS, seed=spec.seed)
+    made["ended"] = _ended(trials, greedy)
+    alone = trials.generate("alone", trials.batch(batch.rows[:1]), _fixed(min(ALONE_TOKENS, tokens // 2)))
+    trials.judge("alone", alone, margins=True)
+    made["alone"] = alone
+    if not spec.at_least("standard"):
+        return made
+    beams = _beams(trials, "beams", greedy, length_penalty=0.6)
+    trials.judge_beams("beams", beams)
+    made["beams"] = beams
+    if not real:
+        _cheap_tokens(trials, greedy)
+    if spec.at_least("deep"):
+        _deep(trials, greedy)
+    return made
+
+
+def _cheap_tokens(trials: Trials, greedy: Generated) -> None:
+    """What probes are asked beside, whose tokens cost little."""
+    batch = greedy.batch
+    ends = [greedy.new(len(batch.rows) - 1)[at] for at in (1, 4)]
+    _beams(trials, "beams in a hurry", greedy, early_stopping=True, length_penalty=-1.5, eos_token_id=ends, num_beams=2)
+    _expanded(trials, batch)
+    _settings_from_three_places(trials, batch)
+    _other_paths(trials, batch, 3)
+
+
+def _processors(trials: Trials, batch: Batch) -> None:
+    """Every processor of greedy search at once, counted in total length, on prompts whose last word stands in them
+    before: each has something to forbid or to change at the first step."""
+    seq2seq = trials.decoder_start is not None
+    shortest = min(len(row) for row in batch.rows)  # pads of an encoder would count for its penalty in transformers 5
+    rows = [row[:shortest] if seq2seq else (*row[:-1], row[len(row) // 2]) for row in batch.rows]
+    last = trials.decoder_start if trials.decoder_start is not None else rows[0][-1]
+    some = [t for t in sorted({t for row in rows for t in row}) if t != last][:8]
+    width = 1 if seq2seq else batch.width
+    settings = {
+        "max_length": width + 6,
+        "min_new_tokens": 3,
+        "eos_token_id": [2, some[0]],
         "do_sample": False,
-        "pad_token_id": group.tokenizer.pad_token_id,
-        **more,
+        "repetition_penalty": 1.3,
+        "no_repeat_ngram_size": 2,
+        "bad_words_ids": [[some[1]], [last, some[2]]],
+        # a pad must not be written: it would make n-grams with those before the prompt, which transformers 5 counts
+        "sequence_bias": {(some[3],): 4.0, (last, some[4]): -6.0, (trials.pad,): -20.0},
+        "suppress_tokens": [some[5]],
+        "begin_suppress_tokens": [some[6]],
+        "exponential_decay_length_penalty": (2, 1.2),
+        "forced_eos_token_id": some[0],
     }
+    if seq2seq:
+        settings |= {"encoder_repetition_penalty": 1.2}
+        trials.generate("forced start", trials.batch(rows[-1:]), _fixed(2, forced_bos_token_id=some[7]))
+    trials.generate("processors", trials.batch(rows), settings)
 
 
-def _arguments(encoded: Any) -> dict[str, torch.Tensor]:
-    return {k: encoded[k] for k in ("input_ids", "attention_mask")}
+def _ended(trials: Trials, greedy: Generated) -> Generated | None:
+    """Rows that end early: at a token that the greedy batch is known to write, while others go on. A second end of
+    sequence stands in a prompt, where it ends nothing."""
+    steps = 8
+    new = [greedy.new(row)[:steps] for row in range(len(greedy.batch.rows))]
+    chosen = next((t for tokens in reversed(new) for t in tokens[1:4] if _some_end(new, t)), None)
+    if chosen is None:
+        return None
+    written = {t for tokens in new for t in tokens}
+    spare = next((t for t in greedy.batch.rows[0] if t not in written), chosen)
+    width = 1 if trials.decoder_start is not None else greedy.batch.width
+    ends = {"eos_token_id": [chosen, spare], "min_new_tokens": None, "do_sample": False}
+    made = trials.generate("ended", greedy.batch, {"max_length": width + steps, **ends})
+    trials.judge("ended", made)
+    return made
 
 
-def _teacher_forced(group: Group, loaded: Loaded, report: Report) -> None:
-    """Judge each greedily generated token by the reference on its own prefix."""
-    encoded = _encoded(group, prompts(group))
-    out = loaded.generate(**_arguments(encoded), **_settings(group, NEW_TOKENS))
-    eos = _token_ids(loaded.model.generation_config.eos_token_id)
-    unexcused = decisive = flipped = 0
-    worst = 0.0
-    for i in range(out.shape[0]):
-        prompt = encoded["input_ids"][i][encoded["attention_mask"][i].bool()].tolist()
-        new = (out[i, encoded["input_ids"].shape[1] :] if group.task == "causal-lm" else out[i, 1:]).tolist()
-        if group.task == "causal-lm":
-            rows = Rows(tokens=(tuple(prompt + new[:-1]),))
-        else:
-            rows = Rows(tokens=(tuple(prompt),), decoder=((int(out[i, 0]), *new[:-1]),))
-        r = group.reference_outputs(rows)[0][-len(new) :].double()
-        e = group.eager_outputs(rows)[0][-len(new) :].double()
-        allowed = 4 * (e - r).abs().amax(-1)  # (new tokens,)
-        if eos:
-            r = r.clone()
-            r[:, eos] = -torch.inf  # min_new_tokens forbids them
-        best = r.topk(2, dim=-1)
-        picked = r.gather(1, torch.tensor(new, device=r.device)[:, None])[:, 0]
-        judged = torch.isfinite(picked)  # a forced end of sequence is nobody's choice
-        gap = torch.where(judged, best.values[:, 0] - picked, 0.0)
-        decisive += int((best.values[:, 0] - best.values[:, 1] > allowed).sum())
-        flipped += int((gap > 0).sum())
-        unexcused += int((gap > allowed).sum())
-        worst = max(worst, float((gap / allowed.clamp_min(torch.finfo(r.dtype).tiny)).max()))
-    report.measure("unexcused_tokens", unexcused, unit="tokens")
-    report.measure("decisive_tokens", decisive, unit="tokens", better="higher")
-    report.measure("flipped_tokens", flipped, unit="tokens", better="none")
-    report.measure("worst_margin", worst, unit="of allowed")
+def _some_end(new: list[list[int]], token: int) -> bool:
+    """Whether rows that end at `token` end at different times, the first within 4 tokens."""
+    ends = [tokens.index(token) if token in tokens else len(tokens) for tokens in new]
+    return min(ends) < 4 and max(ends) > min(ends) + 1
 
 
-def _token_ids(value: Any) -> list[int]:
-    return [] if value is None else [int(v) for v in (value if isinstance(value, list) else [value])]
+def _beams(trials: Trials, name: str, greedy: Generated, **settings: Any) -> Generated:
+    """Beam search on the longest and the shortest prompt, with an end of sequence that the best beam is likely to
+    meet."""
+    rows = (greedy.batch.rows[0], greedy.batch.rows[-1])
+    given = {
+        "num_beams": 3,
+        "num_return_sequences": 2,
+        "max_new_tokens": 6,
+        "min_new_tokens": None,
+        "do_sample": False,
+        "early_stopping": False,
+        "eos_token_id": [greedy.new(len(greedy.batch.rows) - 1)[2]],
+        "repetition_penalty": 1.1,
+        **settings,
+    }
+    return trials.generate(name, trials.batch(rows), given, added=trials.unequal())
 
 
-def _pipeline(group: Group, loaded: Loaded, task: str, **parts: Any) -> Any:
-    loaded.activate()
-    with under_test("pipeline"):
-        return transformers.pipeline(task, model=loaded.model, device=None, **parts)
+def _expanded(trials: Trials, batch: Batch) -> None:
+    """Two samples of each of two prompts: only the first step's logits have a reference already."""
+    two = trials.batch((batch.rows[0], batch.rows[-1]))
+    settings = _fixed(4) | {"do_sample": True, "temperature": 1.3, "top_k": 40, "top_p": 0.95, "min_p": 0.05}
+    settings |= {"typical_p": 0.9, "num_return_sequences": 2, "repetition_penalty": 1.2}
+    made = trials.generate("expanded", two, settings, seed=trials.group.spec.seed)
+    trials.judge("expanded", made, steps=1)
 
 
-def _call(loaded: Loaded, pipe: Any, *arguments: Any, **settings: Any) -> Any:
-    loaded.activate()
-    kernel = loaded.attention["sdpa_kernel"]
-    with under_test("pipeline"), forced_sdpa_kernel(kernel), torch.no_grad():
-        return pipe(*arguments, **settings)
-
-
-def _text_generation(group: Group, loaded: Loaded, report: Report) -> None:
-    texts = prompts(group)
-    pipe = _pipeline(group, loaded, "text-generation", tokenizer=group.tokenizer)
-    report.facts["pipeline"] = "text-generation"
-    report.facts["defaults_differ"] = _defaults_differ(loaded, pipe, texts[0])
-    differing = compared = 0
-    greedy = _settings(group, SHORT_TOKENS)
-    # a single prompt goes in as text: for a list the pipeline makes a DataLoader, which draws from torch's generator
-    trials: list[tuple[Any, dict[str, Any], dict[str, Any]]] = [
-        (texts[0], greedy, {}),
-        (texts, greedy, {"batch_size": len(texts)}),
-        (texts[-1], greedy | NUCLEUS, {}),
-    ]
-    for given, settings, call in trials:
-        encoded = _encoded(group, [given] if isinstance(given, str) else given)
-        transformers.set_seed(group.spec.seed)
-        own = loaded.generate(**_arguments(encoded), **settings)[:, encoded["input_ids"].shape[1] :].tolist()
-        transformers.set_seed(group.spec.seed)
-        answer = _call(loaded, pipe, given, return_tensors=True, **settings, **call)
-        answers = [answer] if isinstance(given, str) else answer
-        theirs = [a[0]["generated_token_ids"][-SHORT_TOKENS:] for a in answers]
-        compared += sum(len(o) for o in own)
-        differing += sum(a != b for o, t in zip(own, theirs, strict=True) for a, b in zip(o, list(t), strict=True))
-    report.measure("pipeline_differences", differing, unit="tokens")
-    report.measure("pipeline_compared", compared, unit="tokens", better="higher")
-
-
-def _defaults_differ(loaded: Loaded, pipe: Any, text: str) -> dict[str, list[Any]]:
-    """Generation settings that the pipeline hands to `generate` when its user gives none, where they differ from the
-    model's own: name -> [model's, pipeline's]. Seen by standing in for `generate` during one call."""
-    model, seen = loaded.model, {}
-
-    def stand_in(*arguments: Any, **keywords: Any) -> torch.Tensor:
-        seen.update(keywords)
-        ids: torch.Tensor = keywords["input_ids"] if keywords.get("input_ids") is not None else arguments[0]
-        return ids
-
-    model.generate = stand_in
+def _settings_from_three_places(trials: Trials, batch: Batch) -> None:
+    """Arguments over a config that is passed, over the model's own."""
+    own = trials.loaded.model.generation_config
+    kept = {name: getattr(own, name, None) for name in ("repetition_penalty", "temperature", "top_k")}
+    own.repetition_penalty, own.temperature, own.top_k = 1.4, 0.3, 7
+    passed = transformers.GenerationConfig(do_sample=True, temperature=0.8, top_p=0.5, max_new_tokens=5)
+    arguments = {"max_new_tokens": 2, "min_new_tokens": 2, "top_p": 0.8, "eos_token_id": own.eos_token_id}
     try:
-        _call(loaded, pipe, text, return_tensors=True)
+        one = trials.batch(batch.rows[-1:])
+        seed = trials.group.spec.seed
+        trials.generate("three places", one, arguments, config=passed, seed=seed, own=copy.deepcopy(own))
     finally:
-        del model.generate
-    given = {k: v for k, v in seen.items() if not isinstance(v, torch.Tensor)}
-    config = given.pop("generation_config", None)
-    theirs = (config.to_diff_dict() if config is not None else {}) | given
-    own = model.generation_config.to_dict()
-    return {
-        k: [own.get(k), v]
-        for k, v in sorted(theirs.items())
-        if own.get(k) != v and isinstance(v, (bool, int, float, str, list)) and k != "transformers_version"
+        for name, value in kept.items():
+            setattr(own, name, value)
+
+
+def _other_paths(trials: Trials, batch: Batch, steps: int) -> None:
+    """Without a cache; from embeddings; and with the mask left to generate, which infers it from the pads."""
+    made = trials.generate("no cache", batch, _fixed(steps, use_cache=False))
+    trials.judge("no cache", made)
+    if trials.decoder_start is None and stack_api.takes_embeddings(trials.loaded.model):
+        trials.judge("embeddings", trials.generate("embeddings", batch, _fixed(steps), embedded=True))
+    own = trials.own_config.eos_token_id
+    if trials.decoder_start is None and trials.pad not in (
+        own if isinstance(own, list) else [own]
+    ):  # else pads are taken for ends of sequence
+        trials.judge("mask inferred", trials.generate("mask inferred", batch, _fixed(steps), mask=False))
+
+
+def _deep(trials: Trials, greedy: Generated) -> None:
+    """What costs more than it is likely to show."""
+    for stopping in (True, False, "never"):
+        for penalty in (-1.0, 0.0, 2.0):
+            name = f"beams {stopping} {penalty}"
+            _beams(trials, name, greedy, early_stopping=stopping, length_penalty=penalty, num_beams=4, max_new_tokens=9)
+    one = trials.batch(greedy.batch.rows[-1:])
+    sampling: dict[str, dict[str, Any]] = {
+        "epsilon": {"epsilon_cutoff": 0.01},
+        "eta": {"eta_cutoff": 0.02},
+        "typical": {"typical_p": 0.5},
+        "top-p": {"top_p": 0.3},
+        "top-k": {"top_k": 3},
+        "min-p": {"min_p": 0.3, "top_k": 0},
+        "renormalized": {"renormalize_logits": True},
+        "hot": {"temperature": 2.5, "top_k": 0},
     }
+    for name, settings in sampling.items():
+        trials.generate(name, one, _fixed(4) | {"do_sample": True} | settings, seed=trials.group.spec.seed)
+    first = greedy.new(0)[1]
+    everyone = {t for row in range(len(greedy.batch.rows)) for t in greedy.new(row)[:4]}
+    ends = {"max_new_tokens": 12, "min_length": None, "do_sample": False}
+    trials.generate("all end", greedy.batch, {**ends, "min_new_tokens": None, "eos_token_id": sorted(everyone)})
+    width = 1 if trials.decoder_start is not None else greedy.batch.width
+    settings = {**ends, "min_new_tokens": None, "min_length": width + 5, "eos_token_id": first}
+    trials.generate("shortest length", greedy.batch, settings)
+    _other_paths(trials, greedy.batch, 8)
 
 
-def _no_pipeline(group: Group, loaded: Loaded, report: Report) -> None:
-    """Encoder-decoder: transformers 5 has no text2text pipeline; what generate did is judged above."""
-    if "text2text-generation" not in stack_api.pipeline_tasks():
-        report.facts["pipeline"] = "text2text-generation is not a pipeline of this stack"
-        return
-    texts = prompts(group)[:1]
-    pipe = _pipeline(group, loaded, "text2text-generation", tokenizer=group.tokenizer)
-    settings = _settings(group, SHORT_TOKENS)
-    own = loaded.generate(**_arguments(_encoded(group, texts)), **settings)[0].tolist()
-    answer = _call(loaded, pipe, texts, return_tensors=True, **settings)
-    theirs = [int(t) for t in answer[0]["generated_token_ids"]]
-    report.facts["pipeline"] = "text2text-generation"
-    report.measure("pipeline_differences", sum(a != b for a, b in zip(own, theirs, strict=False)), unit="tokens")
-    report.measure("pipeline_compared", min(len(own), len(theirs)), unit="tokens", better="higher")
-
-
-def _fill_mask(group: Group, loaded: Loaded, report: Report) -> None:
-    """fill-mask: softmax over the vocabulary at the mask, best five."""
-    mask = group.tokenizer.mask_token
-    texts = [" ".join([*t.split()[:4], mask, *t.split()[4:]]) for t in prompts(group)]
-    pipe = _pipeline(group, loaded, "fill-mask", tokenizer=group.tokenizer)
-    differing = 0
-    apart = 0.0
-    for text, answer in zip(texts, _call(loaded, pipe, texts, top_k=5), strict=True):
-        encoded = group.tokenizer(text, return_tensors="pt").to(group.device)
-        logits = loaded.forward(**_arguments(encoded)).logits[0]
-        at = int((encoded["input_ids"][0] == group.tokenizer.mask_token_id).nonzero()[0])
-        own = logits[at].softmax(-1)
-        wrong, distance = _ranked(own, [(a["token"], a["score"]) for a in answer])
-        differing, apart = differing + wrong, max(apart, distance)
-    _record(report, "fill-mask", differing, 5 * len(texts), apart)
-
-
-def _feature_extraction(group: Group, loaded: Loaded, report: Report) -> None:
-    """feature-extraction: the first output tensor, row by row."""
-    texts = prompts(group)
-    pipe = _pipeline(group, loaded, "feature-extraction", tokenizer=group.tokenizer)
-    apart = 0.0
-    compared = 0
-    for text in texts:
-        theirs = torch.as_tensor(_call(loaded, pipe, text, return_tensors=True))[0]
-        encoded = group.tokenizer(text, return_tensors="pt").to(group.device)
-        own = loaded.forward(**dict(encoded)).last_hidden_state[0].cpu()
-        compared += own.numel()
-        apart = max(apart, float((theirs.cpu().double() - own.double()).abs().max()))
-    _record(report, "feature-extraction", 0, compared, apart)
-
-
-def _image_classification(group: Group, loaded: Loaded, report: Report) -> None:
-    """image-classification: softmax over the labels, best five, from PIL images through the image processor."""
-    from PIL import Image
-
-    generator = torch.Generator().manual_seed(group.spec.seed)
-    size = group.source.image_size
-    drawn = torch.randint(0, 256, (4, size, size, 3), generator=generator, dtype=torch.uint8)
-    images = [Image.fromarray(x.numpy()) for x in drawn]
-    with under_test("pipeline"):
-        processor = transformers.AutoImageProcessor.from_pretrained(group.checkpoint.location)
-    pipe = _pipeline(group, loaded, "image-classification", image_processor=processor)
-    differing = 0
-    apart = 0.0
-    for image, answer in zip(images, _call(loaded, pipe, images, top_k=5), strict=True):
-        pixels = processor(images=image, return_tensors="pt")["pixel_values"].to(group.device, group.dtype)
-        own = loaded.forward(pixel_values=pixels).logits[0].float().softmax(-1)
-        ids = {label: i for i, label in loaded.model.config.id2label.items()}
-        wrong, distance = _ranked(own, [(ids[a["label"]], a["score"]) for a in answer])
-        differing, apart = differing + wrong, max(apart, distance)
-    _record(report, "image-classification", differing, 5 * len(images), apart)
-
-
-def _ranked(own: torch.Tensor, answer: list[tuple[int, float]]) -> tuple[int, float]:
-    """(ranks at which the pipeline names another class than `own` probabilities do, largest difference of a score).
-    Classes of exactly equal probability may stand in either order."""
-    best = own.topk(len(answer))
-    wrong = sum(float(own[i]) != float(p) for (i, _), p in zip(answer, best.values, strict=True))
-    return wrong, max(abs(score - float(p)) for (_, score), p in zip(answer, best.values, strict=True))
-
-
-def _record(report: Report, task: str, differing: int, compared: int, apart: float) -> None:
-    report.facts["pipeline"] = task
-    report.measure("pipeline_differences", differing, unit="answers")
-    report.measure("pipeline_compared", compared, unit="answers", better="higher")
-    report.measure("pipeline_score_difference", apart, unit="probability")
-
-
-_PIPELINES = {
-    "causal-lm": _text_generation,
-    "seq2seq-lm": _no_pipeline,
-    "masked-lm": _fill_mask,
-    "feature-extraction": _feature_extraction,
-    "image-classification": _image_classification,
-}
+def _report(trials: Trials, report: Report) -> None:
+    """Put what the trials found into `report`."""
+    margins, replays = trials.margins, list(trials.replays.values())
+    report.measure("unexcused_tokens", margins.unexcused, unit="tokens")
+    report.measure("decisive_tokens", margins.decisive, unit="tokens", better="higher")
+    report.measure("flipped_tokens", margins.flipped, unit="tokens", better="none")
+    report.measure("worst_margin", margins.worst, unit="of allowed")
+    figures = list(trials.figures.values())
+    report.measure("nonfinite_elements", [f.nonfinite for f in figures], unit="elements", method="sum")
+    report.measure("yardstick_error", [f.yardstick_eps for f in figures], unit="eps rms(r)")
+    report.measure("candidate_error", [f.candidate_eps for f in figures], unit="eps rms(r)")
+    report.measure("ratio_rms", [f.ratio_rms for f in figures])
+    report.measure("ratio_token", [f.ratio_token for f in figures])
+    report.measure("ratio_max", [f.ratio_max for f in figures])
+    longest = trials.figures["batch"]  # a mean over a few tokens says little
+    report.measure("kl_excess", None if longest.kl is None else longest.kl - 4 * longest.kl_yardstick, unit="nats")
+    for name, unit, values in (
+        ("score_differences", "entries", [r.score_differences for r in replays]),
+        ("token_differences", "tokens", [r.token_differences for r in replays]),
+        ("length_differences", "tokens", [r.length_differences for r in replays]),
+    ):
+        report.measure(name, values, unit=unit, method="sum")
+    report.measure("compared_scores", [r.scores for r in replays], unit="entries", better="higher", method="min")
+    errors = [e for r in replays if (e := getattr(r, "score_error", None)) is not None]
+    if errors:
+        report.measure("beam_score_error", errors, unit="of the score")
+    report.facts["trials"] = {name: r.note() for name, r in trials.replays.items()}
+    report.facts["ratio_token_by_path"] = {
+        name: None if f.ratio_token is None else round(f.ratio_token, 3) for name, f in trials.figures.items()
+    }
+    filled = {i for r in replays for i in getattr(r, "filled", ())} - {trials.pad}
+    if filled:
+        report.facts["filled_behind_beams"] = f"ids {sorted(filled)} in place of the pad token's {trials.pad}"
+    if "ended" not in trials.replays:
+        report.facts["ended"] = "no token of the greedy batch ends some rows and not others"

@@ -2,7 +2,10 @@
 
 Facts: attention, dtype, quantization and devices as effective; how the backend was reached (loaded, switched,
 reloaded); kernels seen in one unpadded forward. Measurements: elements that differ from the checkpoint rounded to the
-dtype, share of quantizable parameters really quantized, load and first-forward seconds.
+dtype, parameters, settings and buffers that are not as asked, share of quantizable parameters really quantized, load
+and first-forward seconds. In the eager cell of an unquantized group also what does not depend on the backend: whether
+the checkpoint's own values arrived, and whether other ways of loading (saved again and in shards, by a device map,
+offloaded) give the same model.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from typing import Any
 
 import torch
 
-from compat.worker import stack_api
+from compat.worker import asked, reload, stack_api
 from compat.worker.dispatch import kernels_seen
 from compat.worker.group import Group, Loaded
 from compat.worker.inputs import unpadded
@@ -40,7 +43,7 @@ def run(group: Group, attention: dict[str, Any]) -> Report:
         "class": type(model).__name__,
         "dtype_shares": {k: round(v, 4) for k, v in dtype_shares(model).items()},
         "devices": sorted({str(p.device) for p in model.parameters()}),
-        "training": bool(model.training),
+        "training": any(module.training for module in model.modules()),
     }
     if loaded.load_seconds is not None:
         report.measure("load_seconds", loaded.load_seconds, unit="s")
@@ -48,6 +51,11 @@ def run(group: Group, attention: dict[str, Any]) -> Report:
     if group.spec.quantization["library"]:
         _quantization(group, model, report)
     _weights(group, model, report)
+    _as_asked(group, model, report)
+    if attention["name"] == "eager" and not group.spec.quantization["library"]:
+        _origin(group, report)
+        if group.spec.at_least("standard"):
+            _elsewhere(group, loaded, report)
     return report
 
 
@@ -106,3 +114,41 @@ def _weights(group: Group, model: Any, report: Report) -> None:
     report.measure("weights_compared", compared, unit="elements", better="higher", method="sum")
     if names:
         report.facts["weights_differing_in"] = names[:6]
+
+
+def _as_asked(group: Group, model: Any, report: Report) -> None:
+    """Parameters, settings, buffers and ties against what was asked for and what the checkpoint says."""
+    buffers, compared = asked.buffers_differing(group, model)
+    broken = reload.ties(group.master) ^ reload.ties(model)
+    counts = {
+        "dtypes_differing": asked.dtypes_differing(group, model),
+        "settings_differing": asked.settings_differing(group, model),
+        "buffers_differing": buffers,
+        "ties_differing": [*(", ".join(sorted(names)) for names in broken), *asked.ties_differing(group, model)],
+    }
+    for name, found in counts.items():
+        report.measure(name, len(found), unit="names")
+        if found:
+            report.facts[f"{name}_in"] = found[:6]
+    report.facts["buffers_compared"] = compared
+
+
+def _origin(group: Group, report: Report) -> None:
+    found, compared = asked.origin_differing(group)
+    report.measure("origin_differing", len(found), unit="parameters")
+    report.facts["origin_compared"] = compared
+    if found:
+        report.facts["origin_differing_in"] = found[:6]
+
+
+def _elsewhere(group: Group, loaded: Loaded, report: Report) -> None:
+    found = reload.elsewhere(group, loaded)
+    report.measure("reload_differing", found.state_differing, unit="tensors")
+    report.measure("keys_unaccounted", found.keys_unaccounted, unit="keys")
+    report.measure("reload_output_differing", found.output_differing, unit="elements")
+    report.measure("offload_difference", found.offload_difference, unit="eps rms(output)")
+    report.measure("settings_lost", found.settings_lost, unit="entries")
+    for name, count in (("dispatched", found.dispatched_differing), ("resize", found.resize_differing)):
+        if count is not None:
+            report.measure(f"{name}_differing", count, unit="tensors" if name == "dispatched" else "rows")
+    report.facts["elsewhere"] = found.facts

@@ -1,19 +1,29 @@
 """padding: does padding change anything that it must not?
 
 Rows of unequal length are padded on each side that the family supports and judged, row by row, against the fp64
-reference of the row alone, with the unpadded eager error as yardstick. Exact tests beside it: other token ids under
-the pads, and one more row that is masked everywhere, must leave every valid position bit for bit as it was.
+reference of the row alone, with the unpadded eager error as yardstick; so are one padded row by itself, batches of
+drawn shapes, left padding without position ids (families that see distances only), rows packed into one without a
+mask and with a mask of our own (families that declare it), and padded decoders. Exact tests beside it: other token ids
+under the pads, one more row that is masked everywhere, and a mask of another dtype must leave every valid position
+bit for bit as it was.
 """
 
 from __future__ import annotations
 
+import contextlib
+import math
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from compat.worker import stack_api
 from compat.worker.checks.agreement import record
 from compat.worker.group import Group, Loaded
 from compat.worker.inputs import Padded, Rows, padded
+from compat.worker.metrics import Agreement, Yardstick
 from compat.worker.report import Report
 
 LENGTHS = (49, 46, 40, 34)
@@ -21,6 +31,17 @@ LENGTHS = (49, 46, 40, 34)
 
 SIDES = {"causal-lm": ("left", "right")}
 """Sides by task; the others pad on the right only, as their tokenizers do, unless a model row says otherwise."""
+
+SEARCHED = 40
+"""Batches of drawn shapes at depth deep; one at standard."""
+
+NOTED = 7.0
+"""The ratio by token from which a drawn batch is made smaller (the fp32 bound of criteria/padding.toml)."""
+
+DECODER_LENGTHS = (17, 12, 7, 15)
+
+DISTANCES_ONLY = frozenset({"rope", "partial-rope", "alibi"})
+"""Features of families whose answer does not change when every position moves by the same amount."""
 
 
 def run(group: Group, attention: dict[str, Any]) -> Report:
@@ -30,22 +51,173 @@ def run(group: Group, attention: dict[str, Any]) -> Report:
     rows = group.source.rows(500 + 1000 * group.spec.seed, list(LENGTHS))
     yardstick = group.yardstick(rows)
     sides: list[str] = group.row.get("padding_sides") or list(SIDES.get(group.task, ("right",)))
-    figures = []
+    figures: dict[str, Agreement] = {}
     for side in sides:
-        o = _valid(loaded, _batch(group, loaded, rows, side))
-        figures.append(yardstick.compare(o))
+        batch = _batch(group, loaded, rows, side)
+        o = _valid(loaded, batch)
+        figures[side] = yardstick.compare(o)
         if side == sides[0]:
             other = _valid(loaded, _batch(group, loaded, rows, side, pad=_other_pad(group)))
             report.measure("pad_content_changes", int((other != o).sum()), unit="elements")
             more = _valid(loaded, _batch(group, loaded, rows, side, all_pad_row=True))
             report.measure("neighbour_changes", int((more != o).sum()), unit="elements")
             # equal bits give equal figures: compare again only what has changed
-            apart = [figures[0] if torch.equal(x, o) else yardstick.compare(x) for x in (other, more)]
+            apart = [figures[side] if torch.equal(x, o) else yardstick.compare(x) for x in (other, more)]
             report.measure("neighbour_ratio_token", [f.ratio_token for f in apart])
-    record(report, figures, own_yardstick=False)
-    report.measure("compared_elements", [f.elements for f in figures], unit="elements", better="higher", method="sum")
+            if group.spec.at_least("standard"):
+                as_bool = batch.arguments | {"attention_mask": batch.arguments["attention_mask"].bool()}
+                changed = _valid(loaded, Padded(as_bool, batch.valid)) != o
+                report.measure("mask_dtype_changes", int(changed.sum()), unit="elements")
+    figures |= dict(_more_paths(group, loaded, rows, sides, report))
+    found = list(figures.values())
+    record(report, found, own_yardstick=False)
+    report.measure("compared_elements", [f.elements for f in found], unit="elements", better="higher", method="sum")
     report.facts["sides"] = list(sides)
+    report.facts["ratio_token_by_path"] = {
+        name: None if f.ratio_token is None else round(f.ratio_token, 3) for name, f in figures.items()
+    }
     return report
+
+
+def _more_paths(
+    group: Group, loaded: Loaded, rows: Rows, sides: list[str], report: Report
+) -> Iterator[tuple[str, Agreement]]:
+    """(path, figures) of everything beside the padded batch."""
+    alone = _part(rows, (len(rows.tokens) - 1,))
+    single = padded(alone, sides[0], loaded.model, group.device, group.source.pad, width=LENGTHS[0])
+    yield "one row", group.yardstick(alone).compare(_valid(loaded, single))
+    if not group.spec.at_least("standard"):
+        return
+    features = set(group.row.get("features", ()))
+    batch = _batch(group, loaded, rows, "left") if "left" in sides else None
+    if batch is not None and features & DISTANCES_ONLY and "position_ids" in batch.arguments:
+        without = {k: v for k, v in batch.arguments.items() if k != "position_ids"}
+        yield "left, no position ids", group.yardstick(rows).compare(_valid(loaded, Padded(without, batch.valid)))
+    if rows.decoder:
+        yield "decoder", _padded_decoders(group, loaded, rows, sides[0])
+    yield from _packed(group, loaded, rows, features)
+    if group.spec.at_least("deep"):
+        worst, smallest = _searched(group, loaded, rows, sides)
+        yield f"drawn, worst of {SEARCHED}", worst
+        if smallest is not None:
+            report.facts["smallest_bad_batch"] = smallest
+    else:
+        yield "drawn", _judged(group, loaded, rows, _drawn(group, rows, sides))
+
+
+def _part(rows: Rows, chosen: tuple[int, ...]) -> Rows:
+    """Some of the rows."""
+    return Rows(
+        tokens=tuple(rows.tokens[i] for i in chosen),
+        decoder=tuple(rows.decoder[i] for i in chosen) if rows.decoder else (),
+    )
+
+
+def _packed(group: Group, loaded: Loaded, rows: Rows, features: set[str]) -> Iterator[tuple[str, Agreement]]:
+    """Two rows in one, position ids restarting: without a mask, and with a block-diagonal mask of our own."""
+    two = _part(rows, (2, 3))
+    first, second = (len(t) for t in two.tokens)
+    inputs = {
+        "input_ids": torch.tensor([two.tokens[0] + two.tokens[1]], device=group.device),
+        "position_ids": torch.tensor([[*range(first), *range(second)]], device=group.device),
+        "use_cache": False,
+    }
+    if "packed" in features:
+        yield "packed", group.yardstick(two).compare(loaded(**inputs)[0])
+    if "mask-4d" in features and loaded.attention["implementation"] in ("eager", "sdpa"):
+        block = torch.block_diag(torch.ones(first, first), torch.ones(second, second)).tril().bool()
+        additive = torch.zeros(block.shape, dtype=group.dtype).masked_fill(~block, torch.finfo(group.dtype).min)
+        if not stack_api.accepts(loaded.model, "position_ids"):
+            inputs.pop("position_ids")
+        o = loaded(**inputs, attention_mask=additive[None, None].to(group.device))
+        yield "own mask", group.yardstick(two).compare(o[0])
+
+
+def _padded_decoders(group: Group, loaded: Loaded, rows: Rows, side: str) -> Agreement:
+    """Decoder inputs of unequal length, padded on the right and masked, beside the padded encoder."""
+    batch = _batch(group, loaded, rows, side)
+    ids = batch.arguments["decoder_input_ids"].clone()
+    mask = torch.ones_like(ids)
+    for i, length in enumerate(DECODER_LENGTHS):
+        ids[i, length:], mask[i, length:] = _other_pad(group), 0
+    arguments = batch.arguments | {"decoder_input_ids": ids, "decoder_attention_mask": mask}
+    o = _valid(loaded, Padded(arguments, tuple(slice(0, n) for n in DECODER_LENGTHS)))
+    return _prefixes(group, rows, tuple(range(len(rows.tokens))), DECODER_LENGTHS).compare(o)
+
+
+def _prefixes(group: Group, rows: Rows, chosen: tuple[int, ...], lengths: tuple[int, ...]) -> Yardstick:
+    """The yardstick of the first positions of some rows: a causal model gives them whatever follows."""
+    r, e = group.reference_outputs(rows), group.eager_outputs(rows)
+    taken = list(zip(chosen, lengths, strict=True))
+    return Yardstick(
+        torch.cat([r[i][:n] for i, n in taken]), torch.cat([e[i][:n] for i, n in taken]), group.dtype, logits=True
+    )
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A batch: which row stands where and how much of it, the side of the pads, columns that are pads in every row."""
+
+    chosen: tuple[int, ...]
+    lengths: tuple[int, ...]
+    side: str
+    spare: int
+
+
+def _drawn(group: Group, rows: Rows, sides: list[str]) -> Shape:
+    """One to five rows; the first whole, so that the yardstick rests on enough tokens."""
+    generator = random.Random(group.spec.seed)
+    chosen = tuple(generator.randrange(len(rows.tokens)) for _ in range(generator.randint(1, 5)))
+    lengths = tuple(generator.randint(1, len(rows.tokens[i])) for i in chosen[1:])
+    return Shape(chosen, (len(rows.tokens[chosen[0]]), *lengths), generator.choice(sides), generator.randint(0, 9))
+
+
+def _judged(group: Group, loaded: Loaded, rows: Rows, shape: Shape) -> Agreement:
+    cut = Rows(
+        tokens=tuple(rows.tokens[i][:n] for i, n in zip(shape.chosen, shape.lengths, strict=True)),
+        decoder=tuple(rows.decoder[i] for i in shape.chosen) if rows.decoder else (),
+    )
+    width = max(shape.lengths) + shape.spare
+    batch = padded(cut, shape.side, loaded.model, group.device, group.source.pad, width=width)
+    causal = group.task == "causal-lm"
+    yardstick = _prefixes(group, rows, shape.chosen, shape.lengths) if causal else group.yardstick(cut)
+    return yardstick.compare(_valid(loaded, batch))
+
+
+def _searched(group: Group, loaded: Loaded, rows: Rows, sides: list[str]) -> tuple[Agreement, dict[str, Any] | None]:
+    """The worst of SEARCHED batches that hypothesis draws; and, where one is beyond NOTED, the smallest such batch that
+    its shrinking finds."""
+    import hypothesis
+    from hypothesis import strategies as st
+
+    row = st.integers(0, len(rows.tokens) - 1).flatmap(
+        lambda i: st.tuples(st.just(i), st.integers(1, len(rows.tokens[i])))
+    )
+    seen: list[Agreement] = []
+    bad: list[Shape] = []
+
+    @hypothesis.seed(group.spec.seed)
+    @hypothesis.settings(max_examples=SEARCHED, deadline=None, database=None, print_blob=False)
+    @hypothesis.given(
+        st.integers(0, len(rows.tokens) - 1), st.lists(row, max_size=4), st.sampled_from(sides), st.integers(0, 9)
+    )
+    def one(first: int, more: list[tuple[int, int]], side: str, spare: int) -> None:
+        chosen, lengths = (first, *(i for i, _ in more)), (len(rows.tokens[first]), *(n for _, n in more))
+        shape = Shape(chosen, lengths, side, spare)
+        seen.append(_judged(group, loaded, rows, shape))
+        ratio = seen[-1].ratio_token
+        if ratio is None or ratio > NOTED:
+            bad.append(shape)
+            raise _BadBatch
+
+    with contextlib.suppress(_BadBatch):
+        one()
+    worst = max(seen, key=lambda f: math.inf if f.ratio_token is None else f.ratio_token)
+    return worst, None if not bad else {"lengths": bad[-1].lengths, "side": bad[-1].side, "spare": bad[-1].spare}
+
+
+class _BadBatch(Exception):
+    """A drawn batch whose figure is worth making the batch smaller for."""
 
 
 def _batch(

@@ -1,0 +1,105 @@
+"""Scripts for what `load` found: what was asked for against what is effective, and the weights themselves.
+
+In: the load check. Out: a `Body` that looks at exactly what was found wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from compat.axes import ATTENTION, DTYPES
+from compat.axes.attention import KERNEL_KINDS, kernel_kind
+from compat.records import Check
+from compat.reproduce.body import Body, Name
+
+_MAIN = '''
+def main() -> bool:
+    """Load as a user does, and look at what EXPECTED names."""
+    where = checkpoint()
+    shows = False
+
+    def seen(what: str, found: Any, wrong: bool) -> None:
+        nonlocal shows
+        shows = shows or wrong
+        print(f"  {what}: asked for {EXPECTED[what]}, found {found}{' <- the defect' if wrong else ''}")
+
+    if "switch" in EXPECTED:
+        model = load(where, "eager")
+        model.set_attn_implementation(EXPECTED["switch"])
+        named, kinds = model.config._attn_implementation, kernels(model)
+        seen("switch", f"{named}, kernels {sorted(kinds)}", named != EXPECTED["switch"] or not kinds & set(WANTED))
+    model = candidate(where)
+    if "attention" in EXPECTED:
+        named = model.config._attn_implementation
+        seen("attention", named, named != EXPECTED["attention"])
+    if "kernels" in EXPECTED:
+        kinds = kernels(model)
+        seen("kernels", sorted(kinds), not kinds or not kinds <= set(EXPECTED["kernels"]))
+    if "dtype" in EXPECTED:
+        dtypes = {str(p.dtype).removeprefix("torch.") for p in model.parameters()}
+        seen("dtype", sorted(dtypes), EXPECTED["dtype"] not in dtypes)
+    if "eval mode" in EXPECTED:
+        seen("eval mode", not model.training, model.training)
+    master = from_pretrained(where, TASK, torch.float32, "eager", torch.device("cpu"))
+    if "quantized share" in EXPECTED:
+        meant = quantizable_parameters(master)
+        done = sum(n for path, n in meant.items() if path.removesuffix(".weight") in quantized_modules(model))
+        share = done / sum(meant.values())
+        seen("quantized share", f"{share:.3f}", share < EXPECTED["quantized share"])
+    if "weights differing" in EXPECTED:
+        stored = dict(master.named_parameters())
+        pairs = [(n, p, stored[n].to(p.dtype)) for n, p in model.named_parameters()
+                 if n in stored and p.dtype.is_floating_point and stored[n].shape == p.shape]
+        names = [n for n, p, own in pairs if not torch.equal(p.cpu(), own)]
+        seen("weights differing", names[:6], bool(names))
+    return shows
+
+
+def kernels(model: Any) -> set[str]:
+    """The kinds of attention kernel that one forward runs."""
+    inputs: dict[str, Any] = {"input_ids": torch.arange(5, 38, device=DEVICE)[None].repeat(2, 1)}
+    if TASK == "seq2seq-lm":
+        inputs["decoder_input_ids"] = inputs["input_ids"][:, :17]
+    if TASK == "image-classification":
+        size = model.config.image_size
+        inputs = {"pixel_values": torch.randn(2, 3, size, size).to(DEVICE, DTYPE)}
+    with kernels_seen(IMPLEMENTATION) as names:
+        run(model, **inputs)
+    return {kind for name in names if (kind := next((k for part, k in KINDS if part in name), None))}
+'''
+
+NEEDS: tuple[Name, ...] = (
+    ("dispatch", "kernels_seen"),
+    ("load", "quantizable_parameters"),
+    ("load", "quantized_modules"),
+)
+
+
+def loading(check: Check, axes: Mapping[str, str]) -> Body | None:
+    """The body for a `load` check with findings; None where nothing of them can be looked at."""
+    expected = dict(_expected(check, axes))
+    if not expected:
+        return None
+    wanted = sorted(ATTENTION[axes["attention"]].kinds)
+    return Body(_MAIN, {"EXPECTED": expected, "KINDS": [list(k) for k in KERNEL_KINDS], "WANTED": wanted}, NEEDS)
+
+
+def _expected(check: Check, axes: Mapping[str, str]) -> list[tuple[str, Any]]:
+    facts = check.evidence.facts
+    found: list[tuple[str, Any]] = []
+    asked = ATTENTION[axes["attention"]]
+    if str(facts.get("switch", "")).startswith(("ignored", "said")):
+        found.append(("switch", asked.implementation))
+    if facts.get("attention", asked.implementation) != asked.implementation:
+        found.append(("attention", asked.implementation))
+    kinds = {kind for name in check.evidence.kernels if (kind := kernel_kind(name))}
+    if kinds and not kinds <= asked.kinds:
+        found.append(("kernels", sorted(asked.kinds)))
+    dtype, shares = DTYPES[axes["dtype"]].torch_name, facts.get("dtype_shares", {})
+    if shares and dtype not in shares:
+        found.append(("dtype", dtype))
+    if facts.get("training"):
+        found.append(("eval mode", True))
+    bounds = {"quantized_share": ("quantized share", 0.85), "weights_differing": ("weights differing", 0)}
+    return found + [named for measurement, named in bounds.items() if measurement in check.reason]

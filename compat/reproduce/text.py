@@ -1,0 +1,161 @@
+"""The text of a script: constants as literals, the body, and below it what the body needs, cut out of our files.
+
+In: constants, the source of `main`, names to carve. Out: Python that imports torch, transformers and nothing of ours.
+"""
+
+from __future__ import annotations
+
+import json
+import pprint
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from compat.reproduce.carve import carved
+
+NAMED = ("torch", "transformers", "accelerate", "bitsandbytes", "peft")
+"""Packages whose versions a script names."""
+
+MODEL = (
+    ("probes", "build"),
+    ("checkpoints", "Checkpoint"),
+    ("load", "from_pretrained"),
+    ("dispatch", "forced_sdpa_kernel"),
+    ("inputs", "output_of"),
+    ("stack_api", "auto_class"),
+    ("stack_api", "dtype_argument"),
+    ("stack_api", "forget_quantizer"),
+)
+"""What every script needs to have a model."""
+
+_HEAD = '''#!/usr/bin/env python3
+"""Shows one defect of the installed packages; needs torch, transformers and nothing else.
+
+Ends with 1 when the defect shows, with 0 when it does not, with 2 when it could not say. What was found, and where, is
+in the constants below; `main` is the whole experiment; what stands under it makes the weights and computes in fp64.
+Written by compat.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+
+
+def no_answer(*raised: object) -> None:
+    """Ends with 2: Python's own 1 would mean that the defect shows."""
+    traceback.print_exception(*raised)
+    sys.stderr.flush()
+    os._exit(2)
+
+
+sys.excepthook = no_answer
+
+'''
+
+_MODEL = '''
+
+transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
+DTYPE = getattr(torch, DTYPE_NAME)
+DEVICE = torch.device(DEVICE_NAME)
+TASK = ROW["task"]
+
+
+def temporary() -> Path:
+    """A folder that goes when the script ends."""
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
+
+
+def converted(path: Path) -> str:
+    """A GGUF file as an ordinary fp32 checkpoint."""
+    folder = temporary()
+    model = auto_class(TASK).from_pretrained(path.parent, gguf_file=path.name, **dtype_argument(torch.float32))
+    forget_quantizer(model)
+    model.save_pretrained(folder)
+    transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(folder)
+    return str(folder)
+
+
+def checkpoint() -> Checkpoint:
+    """Where from_pretrained finds the weights: a probe is built, a package or folder is looked up."""
+    if ROW["source"] == "probe":
+        folder = temporary()
+        build(ROW, folder)
+        return Checkpoint(str(folder))
+    if ROW["source"] == "package":
+        found = importlib.util.find_spec(ROW["package"])
+        if found is None or found.origin is None:
+            raise SystemExit(2)
+        path = Path(found.origin).parent / ROW["file"]
+        return Checkpoint(str(path)) if path.suffix != ".gguf" else Checkpoint(converted(path))
+    trust = {"trust_remote_code": True} if ROW.get("trust_remote_code") else {}
+    if ROW["source"] == "folder":
+        return Checkpoint(ROW["path"], trust)
+    return Checkpoint(ROW["repo"], {"revision": ROW.get("revision", "main"), **trust})
+
+
+def load(where: Checkpoint, implementation: str) -> Any:
+    """The model in the cell's dtype and quantization."""
+    return from_pretrained(where, TASK, DTYPE, implementation, DEVICE, QUANTIZATION)
+
+
+def candidate(where: Checkpoint) -> Any:
+    """The model with the attention in question, reached as it was when the defect was found."""
+    if not SWITCHED:
+        return load(where, IMPLEMENTATION)
+    model = load(where, "eager")
+    model.set_attn_implementation(IMPLEMENTATION)
+    return model
+
+
+def run(model: Any, **inputs: Any) -> torch.Tensor:
+    """The judged output, (batch, positions, features)."""
+    with forced_sdpa_kernel(SDPA_KERNEL), torch.no_grad():
+        return output_of(model(**inputs), TASK)
+'''
+
+_FOOT = """
+
+if __name__ == "__main__":
+    print(CELL)
+    print(FOUND)
+    print("measured with", MEASURED_WITH, "- here: torch", torch.__version__, "transformers", transformers.__version__)
+    shows = main()
+    print("the defect shows" if shows else "the defect does not show")
+    sys.exit(1 if shows else 0)
+"""
+
+_OWN_IMPORTS = (
+    "import atexit",
+    "import contextlib",
+    "import importlib.util",
+    "import shutil",
+    "import tempfile",
+    "from pathlib import Path",
+    "from typing import Any",
+    "import torch",
+    "import transformers",
+)
+
+
+def literal(value: Any) -> str:
+    """`value` (plain JSON and TOML values) as Python source: nothing in it can become anything else."""
+    plain = json.loads(json.dumps(value, default=str))
+    shown = pprint.pformat(plain, width=116, compact=True)
+    return shown if shown.isascii() else ascii(plain)
+
+
+def script(constants: Mapping[str, Any], main: str, needs: Sequence[tuple[str, str]]) -> str:
+    """The whole script. Raises what `carved` raises."""
+    imports, definitions = carved(*MODEL, *needs)
+    lines = sorted(
+        {*imports, *_OWN_IMPORTS}, key=lambda x: (x.startswith("from torch"), "torch" in x or "transf" in x, x)
+    )
+    named = "\n".join(f"{name} = {literal(value)}" for name, value in constants.items())
+    special = 'inf, nan = float("inf"), float("nan")\n' if re.search(r"\b(inf|nan)\b", named) else ""
+    head = _HEAD + "\n".join(lines) + "\n\n" + special + named + "\n"
+    return f"{head}\n\n{main.strip()}\n{_MODEL}\n\n{definitions}\n{_FOOT}"

@@ -1,0 +1,234 @@
+"""Other ways to the same model: saved and loaded again, in shards, by a device map, offloaded to disk and host.
+
+In: a group. Out: counts of what differs from the model that the group loaded, and the library's own account of missing
+keys. Each way is walked as users walk it; everything is compared bit for bit, since nothing here computes otherwise.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import tempfile
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compat.worker import stack_api
+from compat.worker.calls import under_test
+from compat.worker.dispatch import synchronize
+from compat.worker.group import Group, Loaded
+from compat.worker.inputs import output_of, unpadded
+
+LENGTH = 17
+
+SHARDS = 3
+"""A saved checkpoint is cut so that it fills about as many files."""
+
+HELD_SHARE = 0.7
+"""Share of the weights that the device map may keep; the rest goes to the disk."""
+
+
+@dataclass
+class Elsewhere:
+    """What other ways of loading gave."""
+
+    state_differing: int = 0
+    """Parameters and buffers of the reloaded model that are not those that were saved, missing ones counted."""
+    keys_unaccounted: int = 0
+    """Keys that the library says were missing, unexpected or of another shape when it loaded what it had saved."""
+    output_differing: int = 0
+    offload_difference: float = 0.0
+    """Largest distance of an output of the offloaded models, in eps rms(output)."""
+    settings_lost: int = 0
+    """Entries of the configuration, or of that of generation, that come back otherwise."""
+    dispatched_differing: int | None = None
+    """Parameters that accelerate's own loader gives otherwise; None where it was not asked, or where a checkpoint's
+    names are not the model's."""
+    resize_differing: int | None = None
+    """Rows of the embeddings that resizing them by a few rows changes, or does not add; None without token
+    embeddings."""
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def elsewhere(group: Group, loaded: Loaded) -> Elsewhere:
+    """Walk the other ways. Raises StackError (phases `save`, `reload`, `offload`)."""
+    found = Elsewhere()
+    rows = group.source.rows(1000 * group.spec.seed + 900, [LENGTH] * 2)
+    inputs = unpadded(rows, group.device, group.dtype)
+    output = loaded(**inputs)
+    with tempfile.TemporaryDirectory(prefix="compat-") as name:
+        folder = Path(name)
+        restored = _saved_and_reloaded(group, loaded, folder, found)
+        again = _forward(group, restored, inputs, "reload")
+        found.output_differing = int((again != output).sum())
+        if group.task != "image-classification":
+            found.resize_differing = _resized(copy.deepcopy(restored))
+        if group.spec.at_least("deep"):
+            _dispatched(group, loaded, folder, found)
+        offloaded = {"to the host": _host_offloaded(group, restored)}
+        offloaded["to the disk"] = _disk_offloaded(group, loaded, folder / "offload")
+        for way, model in offloaded.items():
+            other = _forward(group, model, inputs, "offload")
+            distance = _distance(other, output)
+            if distance:
+                found.facts.setdefault("offload_differing", []).append(way)
+            found.offload_difference = max(found.offload_difference, distance)
+            found.facts[f"offloaded {way}"] = sum(p.device.type == "meta" for p in model.parameters())
+    return found
+
+
+def ties(model: Any) -> set[frozenset[str]]:
+    """The sets of parameter names that are one tensor."""
+    names: dict[int, set[str]] = defaultdict(set)
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names[id(parameter)].add(name)
+    return {frozenset(own) for own in names.values() if len(own) > 1}
+
+
+def _saved_and_reloaded(group: Group, loaded: Loaded, folder: Path, found: Elsewhere) -> Any:
+    model = loaded.model
+    total = sum(p.numel() * p.element_size() for p in model.parameters())
+    with under_test("save"):
+        model.save_pretrained(folder, max_shard_size=max(1, total // SHARDS))
+    found.facts["shards"] = len(list(folder.glob("*.safetensors")))
+    with under_test("reload"):
+        # "auto" is the dtype that was saved
+        restored, account = stack_api.auto_class(group.task).from_pretrained(
+            folder,
+            **stack_api.dtype_argument("auto"),
+            attn_implementation="eager",
+            device_map={"": str(group.device)},
+            output_loading_info=True,
+        )
+        restored.eval()
+    differing = _state_differing(model, restored)
+    found.state_differing = len(differing)
+    if differing:
+        found.facts["state_differing_in"] = differing[:6]
+    if ties(restored) != ties(model):
+        found.state_differing += 1
+        found.facts["ties"] = sorted(sorted(t) for t in ties(restored) ^ ties(model))[:3]
+    lost = _settings_lost(model, restored)
+    found.settings_lost = len(lost)
+    if lost:
+        found.facts["settings_lost_in"] = lost[:6]
+    left = {kind: sorted(map(str, keys)) for kind, keys in account.items() if keys}
+    found.keys_unaccounted = sum(len(keys) for keys in left.values())
+    if left:
+        found.facts["keys_unaccounted"] = {kind: keys[:6] for kind, keys in left.items()}
+    return restored
+
+
+def _state_differing(model: Any, restored: Any, parameters_only: bool = False) -> list[str]:
+    theirs, own = dict(restored.named_parameters()), dict(model.named_parameters())
+    if not parameters_only:
+        theirs |= dict(restored.named_buffers())
+        own |= dict(model.named_buffers())
+    apart = [
+        name
+        for name, tensor in own.items()
+        if name not in theirs or theirs[name].dtype != tensor.dtype or not torch.equal(theirs[name], tensor)
+    ]
+    return apart + [name for name in theirs if name not in own]
+
+
+def _settings_lost(model: Any, restored: Any) -> list[str]:
+    """Entries that differ, by name; where a model came from, and the version that wrote it, may."""
+    lost = []
+    for part in ("config", "generation_config"):
+        own, other = getattr(model, part, None), getattr(restored, part, None)
+        if own is None and other is None:
+            continue
+        if own is None or other is None:
+            lost.append(part)
+            continue
+        before, after = own.to_dict(), other.to_dict()
+        lost += [
+            f"{part}.{name}"
+            for name in sorted(before.keys() | after.keys())
+            if name not in _MAY_DIFFER and before.get(name) != after.get(name)
+        ]
+    return lost
+
+
+_MAY_DIFFER = frozenset({"_name_or_path", "transformers_version", "architectures", "_from_model_config"})
+
+
+def _dispatched(group: Group, loaded: Loaded, folder: Path, found: Elsewhere) -> None:
+    """The saved shards through accelerate's own loader, where it can know the names."""
+    index = folder / "model.safetensors.index.json"
+    saved = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"]) if index.is_file() else set()
+    tied = {name for names in ties(loaded.model) for name in names}
+    own = {name for name, _ in loaded.model.named_parameters(remove_duplicate=False)}
+    if not saved or own - tied - saved or not saved <= own | dict(loaded.model.named_buffers()).keys():
+        return
+    with under_test("dispatch"):
+        model = stack_api.dispatch_checkpoint(loaded.model, folder, group.device)
+    differing = _state_differing(loaded.model, model, parameters_only=True)
+    found.dispatched_differing = len(differing)
+    if differing:
+        found.facts["dispatched_differing_in"] = differing[:6]
+
+
+def _resized(model: Any, more: int = 8) -> int:
+    """Rows that `resize_token_embeddings` changes of the input and the output embedding when it adds `more` and takes
+    them away again; missing and non-finite rows counted."""
+    parts = {"input": model.get_input_embeddings, "output": model.get_output_embeddings}
+    before = {name: part().weight.detach().clone() for name, part in parts.items() if hasattr(part(), "weight")}
+    rows = before["input"].shape[0]
+    changed = 0
+    for wanted in (rows + more, rows):
+        with under_test("resize"):
+            model.resize_token_embeddings(wanted, mean_resizing=False)
+        for name, own in before.items():
+            after = parts[name]().weight.detach()
+            if after.shape != (wanted, own.shape[1]):
+                changed += rows
+            else:
+                changed += int((after[:rows] != own).any(-1).sum())
+                changed += int((~torch.isfinite(after[rows:])).any(-1).sum())
+    return changed
+
+
+def _host_offloaded(group: Group, model: Any) -> Any:
+    """`model` itself, its weights fetched from host memory for each module's forward."""
+    with under_test("offload"):
+        return stack_api.offload_to_host(model, group.device)
+
+
+def _disk_offloaded(group: Group, loaded: Loaded, folder: Path) -> Any:
+    """The checkpoint, loaded by the library's own device map with too little memory for all of it."""
+    total = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
+    memory: dict[Any, int] = {"cpu": int(HELD_SHARE * total)}
+    if group.device.type == "cuda":
+        memory = {group.device.index or 0: int(HELD_SHARE * total), "cpu": 0}
+    with under_test("offload"):
+        model = stack_api.auto_class(group.task).from_pretrained(
+            group.checkpoint.location,
+            **group.checkpoint.arguments,
+            **stack_api.dtype_argument(group.dtype),
+            attn_implementation="eager",
+            device_map="auto",
+            max_memory=memory,
+            offload_folder=str(folder),
+        )
+        return model.eval()
+
+
+def _forward(group: Group, model: Any, inputs: dict[str, torch.Tensor], phase: str) -> torch.Tensor:
+    with under_test(phase), torch.no_grad():
+        output = output_of(model(**inputs), group.task)
+        synchronize(group.device)
+        return output.to(group.device)
+
+
+def _distance(other: torch.Tensor, own: torch.Tensor) -> float:
+    """max|other - own| in eps rms(own); where `other` is not finite or has another shape or dtype, as if it were off by
+    rms(own)."""
+    if other.shape != own.shape or other.dtype != own.dtype or not bool(torch.isfinite(other).all()):
+        return 1 / torch.finfo(own.dtype).eps
+    unit = torch.finfo(own.dtype).eps * float(own.double().square().mean().sqrt())
+    return float((other.double() - own.double()).abs().max()) / max(unit, 1e-60)

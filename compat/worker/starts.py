@@ -1,0 +1,129 @@
+"""Where the search for the smallest failing call begins: calls of the kind that a check makes, by check.
+
+In: a group and a check's name. Out: cases (compat.worker.cases), the plainest first. They are drawn as the check draws
+its own, from the same seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from compat.worker import stack_api
+from compat.worker.cases import Case, only
+from compat.worker.checks import agreement
+from compat.worker.group import Group
+from compat.worker.inputs import Rows
+
+
+def starts(group: Group, check: str) -> list[Case]:
+    """Cases of the kind that `check` asks, in the order in which they are tried."""
+    return _STARTS[check](group) if check in _STARTS else []
+
+
+def _agreement(group: Group) -> list[Case]:
+    first = 1000 * group.spec.seed
+    if group.task == "image-classification":
+        which = list(range(agreement.IMAGES))
+        drawn = range(len(agreement.cases(group)))
+        return [{"kind": "forward", "images": {"seed": first + i, "of": len(which), "which": which}} for i in drawn]
+    found = [_plain("forward", rows) for rows in agreement.cases(group)]
+    large = agreement.outliers(group)
+    if large is not None:
+        outliers = {"every": agreement.OUTLIER_EVERY, "value": agreement.OUTLIER_VALUE}
+        found.append(_plain("forward", large) | {"outliers": outliers})
+    return found
+
+
+def _plain(kind: str, rows: Rows, **more: Any) -> Case:
+    decoder = {"decoder": [list(d) for d in rows.decoder]} if rows.decoder else {}
+    return {"kind": kind, "rows": [list(r) for r in rows.tokens], **decoder, **more}
+
+
+PADDED_LENGTHS = (49, 46, 40, 34)
+"""As the padding check's: pads of 0, 3, 9 and 15."""
+
+
+def _padding(group: Group) -> list[Case]:
+    rows = group.source.rows(500 + 1000 * group.spec.seed, list(PADDED_LENGTHS))
+    sides = group.row.get("padding_sides") or (["left", "right"] if group.task == "causal-lm" else ["right"])
+    layout = {"length": max(PADDED_LENGTHS), "pad": group.source.pad}
+    found = [_plain("padded", rows, side=side, **layout) for side in sides]
+    for i in range(1, len(rows.tokens)):  # a padded row alone: what a batch of one leaves out
+        found += [only(case, [i]) for case in found[: len(sides)]]
+    other = {**layout, "pad": group.source.vocab - 2}
+    found += [_plain("padded", rows, side=side, **other) for side in sides]
+    found.append(_plain("padded", rows, side=sides[0], masked_row=True, **layout))
+    if "left" in sides and group.task == "causal-lm":
+        found.append(_plain("padded", rows, side="left", positions=False, **layout))
+    if "packed" in group.row.get("features", ()):
+        found.append(_plain("packed", Rows(tokens=rows.tokens[2:])))
+    return found
+
+
+def _cache(group: Group) -> list[Case]:
+    if group.task == "seq2seq-lm":
+        rows = group.source.rows(700 + 1000 * group.spec.seed, [21, 21])
+        whole = _plain("decode", rows, side="right", pad=group.source.pad, cache="dynamic", length=len(rows.decoder[0]))
+        steps = [4, 1, 1, 3, *[1] * (whole["length"] - 9)]
+        alone = only(whole | {"steps": steps}, [0])
+        return [alone, alone | {"cache": "static"}, whole | {"steps": [*steps[:4], ["reorder", [1, 1]], *steps[4:]]}]
+    if group.task != "causal-lm":
+        return []
+    length = max(PADDED_LENGTHS)
+    rows = group.source.rows(700 + 1000 * group.spec.seed, list(PADDED_LENGTHS))
+    layout = {"side": "left", "length": length, "pad": group.source.pad, "cache": "dynamic"}
+    batch = _plain("decode", rows, steps=[length - 12, *[1] * 12], **layout)
+    alone = only(batch, [0])
+    found = [alone, alone | {"steps": [length - 24, 13, 11]}, batch, alone | {"steps": [20, 15, 1, 13]}]
+    if stack_api.rolls_back(group.master):
+        found += [
+            alone | {"steps": [length - 4, 1, 1, ["crop", 3], 2, 1, 2]},
+            batch | {"steps": [length - 4, 1, ["reorder", [2, 0, 0, 1]], 1, 2]},
+        ]
+    repetitive = [t for _ in range(3) for t in rows.tokens[0][:8]]
+    lookup = {"kind": "generate", "rows": [repetitive], "new": 16, "settings": {"prompt_lookup_num_tokens": 3}}
+    if stack_api.takes_static_cache(group.master):
+        once = alone | {"cache": "static"}
+        found += [once, once | {"steps": [9, 1, 1, ["reset"], *alone["steps"]]}]
+    return [*found, lookup | {"side": "left", "length": len(repetitive), "pad": group.source.pad}]
+
+
+def _generation(group: Group) -> list[Case]:
+    if group.task not in ("causal-lm", "seq2seq-lm"):
+        return []
+    lengths = [24, 21, 15, 9]
+    rows = Rows(tokens=group.source.rows(77 + 1000 * group.spec.seed, lengths).tokens)
+    rows = Rows(tokens=tuple((*r[:-1], r[len(r) // 2]) for r in rows.tokens))  # the last word stood there before
+    side = "left" if group.task == "causal-lm" else "right"
+    layout = {"side": side, "length": max(lengths), "pad": group.source.pad}
+    batch = _plain("generate", rows, new=32, **layout)
+    last, some = rows.tokens[0][-1], sorted({t for r in rows.tokens for t in r} - {rows.tokens[0][-1]})
+    settings: list[dict[str, Any]] = [
+        {},
+        {"repetition_penalty": 1.3},
+        {"no_repeat_ngram_size": 2},
+        {"bad_words_ids": [[some[1]], [last, some[2]]]},
+        {"sequence_bias": [[[some[3]], 4.0], [[last, some[4]], -6.0]]},
+        {"suppress_tokens": [some[5]], "begin_suppress_tokens": [some[6]]},
+        {"min_new_tokens": 3, "eos_token_id": [2, some[0]]},
+        {"exponential_decay_length_penalty": [2, 1.2], "eos_token_id": some[0]},
+        {"forced_eos_token_id": some[0], "eos_token_id": some[0]},
+    ]
+    replays = [_plain("replay", rows, new=6, settings=s, **layout) for s in settings]
+    return [only(batch, [0]), batch, *replays] if group.task == "causal-lm" else [batch, *replays]
+
+
+def _determinism(group: Group) -> list[Case]:
+    if group.task == "image-classification":
+        return []
+    return [_plain("repeat", group.source.rows(1000 * group.spec.seed + 300, [47] * 2))]
+
+
+_STARTS: dict[str, Callable[[Group], list[Case]]] = {
+    "agreement": _agreement,
+    "padding": _padding,
+    "cache": _cache,
+    "generation": _generation,
+    "determinism": _determinism,
+}

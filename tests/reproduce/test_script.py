@@ -1,0 +1,136 @@
+"""Scripts as text: every kind compiles, imports nothing of ours, and takes hostile names for what they are."""
+
+from __future__ import annotations
+
+import ast
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from compat import reproduce
+from compat.builtin import matrix_path
+from compat.matrix import read_matrix
+from compat.records import Check, Evidence, Outcome
+from compat.reproduce import Subject, file_name, script, text
+
+from ..render.test_hostile import PAYLOADS
+
+AXES = {"model": "llama", "dtype": "bf16", "attention": "sdpa", "quantization": "none"}
+ROW: dict[str, Any] = {
+    "name": "llama",
+    "source": "probe",
+    "type": "llama",
+    "task": "causal-lm",
+    "config": {"vocab_size": 9},
+}
+LAYOUT: dict[str, Any] = {"rows": [[5, 6], [7]], "side": "left", "length": 3, "pad": 0}
+CASES: dict[str, dict[str, Any]] = {
+    "forward": {"kind": "forward", "rows": [[5, 6]]},
+    "images": {"kind": "forward", "images": {"seed": 1, "of": 4, "which": [2]}},
+    "outliers": {"kind": "forward", "rows": [[5, 6]], "outliers": {"every": 7, "value": 400.0}},
+    "padded": {"kind": "padded", **LAYOUT},
+    "packed": {"kind": "packed", "rows": [[5, 6], [7]]},
+    "decode": {"kind": "decode", **LAYOUT, "steps": [2, ["crop", 1], 2], "cache": "dynamic"},
+    "generate": {"kind": "generate", **LAYOUT, "new": 2},
+    "replay": {"kind": "replay", **LAYOUT, "new": 2, "settings": {"repetition_penalty": 1.3}},
+    "repeat": {"kind": "repeat", "rows": [[5, 6]]},
+}
+
+
+def _failed(name: str, reason: str = "", signature: str = "", **minimal: Any) -> Check:
+    evidence = Evidence(minimal=minimal, signature=signature, facts={"switch": "ignored: asked for sdpa, stayed eager"})
+    return Check(name=name, outcome=Outcome.FAIL, reason=reason, evidence=evidence)
+
+
+CHECKS = {
+    "load": _failed("load", "quantized_share 0.1"),
+    "quality": _failed("quality", bounds={"codes_differing": 0}),
+    "gradient": _failed("gradient", bounds={"ratio_rms": 1.5}),
+    "memory": _failed("memory", bounds={"left_behind_bytes": 0}),
+    "dispatch": _failed("dispatch", signature="dispatch: path-fell-back: x"),
+}
+
+
+def _imported(source: str) -> set[str]:
+    nodes = [n for n in ast.walk(ast.parse(source)) if isinstance(n, (ast.Import, ast.ImportFrom))]
+    return {(n.module or "") if isinstance(n, ast.ImportFrom) else n.names[0].name for n in nodes}
+
+
+def _defined_before_use(source: str) -> None:
+    """Every name that a function of the script reads at module level is defined there."""
+    import builtins
+
+    tree = ast.parse(source)
+    defined = {"__name__", *dir(builtins)}
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            defined.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            defined.add(node.id)
+        elif isinstance(node, ast.arg):
+            defined.add(node.arg)
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            defined |= {(a.asname or a.name).split(".")[0] for a in node.names}
+    read = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
+    assert read <= defined, read - defined
+
+
+@pytest.mark.parametrize("quantization", ["none", "bnb-nf4"])
+@pytest.mark.parametrize("kind", [*CASES, *CHECKS])
+def test_every_kind_of_script_is_whole(kind: str, quantization: str) -> None:
+    check = CHECKS.get(kind) or _failed("agreement", case=CASES[kind], beyond={"ratio_rms": 1.5})
+    made = script(check, Subject("c", {**AXES, "quantization": quantization}, ROW))
+    compile(made, "script", "exec")
+    assert not {name for name in _imported(made) if name.split(".")[0] == "compat"}
+    _defined_before_use(made)
+    assert "sys.exit(1 if shows else 0)" in made
+
+
+def test_what_no_script_stands_for_has_none() -> None:
+    assert script(_failed("work", bounds={"linear_work": 1.0}), Subject("c", AXES, ROW)) == ""
+    assert script(_failed("agreement", note="no single call"), Subject("c", AXES, ROW)) == ""
+    passed = Check(name="load", outcome=Outcome.PASS, evidence=CHECKS["load"].evidence)
+    assert script(passed, Subject("c", AXES, ROW)) == ""
+
+
+HOSTILE = st.one_of(st.sampled_from(PAYLOADS), st.text(max_size=30), st.just('"""\nimport os\n'), st.just("{start}\\"))
+
+
+@settings(max_examples=20)
+@given(cell=HOSTILE, reason=HOSTILE, key=HOSTILE, value=st.one_of(HOSTILE, st.floats(), st.none()))
+def test_text_of_a_run_stays_a_literal(cell: str, reason: str, key: str, value: Any) -> None:
+    check = _failed("agreement", reason, case=CASES["padded"], beyond={key: 1.0})
+    made = script(check, Subject(cell, AXES, {**ROW, key: value, "task": "causal-lm"}, packages={"torch": reason}))
+    tree = ast.parse(made.encode("utf-8").decode("utf-8"))
+    plain = script(_failed("agreement", case=CASES["padded"], beyond={}), Subject("c", AXES, ROW))
+    shape = [type(n).__name__ for n in tree.body if not isinstance(n, (ast.Assign, ast.Expr))]
+    assert shape == [type(n).__name__ for n in ast.parse(plain).body if not isinstance(n, (ast.Assign, ast.Expr))]
+    named = {
+        t.id: n.value for n in tree.body if isinstance(n, ast.Assign) for t in n.targets if isinstance(t, ast.Name)
+    }
+    assert ast.literal_eval(named["CELL"]) == cell
+
+
+@given(
+    value=st.recursive(st.one_of(st.none(), st.booleans(), st.integers(), HOSTILE), lambda x: st.lists(x, max_size=3))
+)
+def test_a_literal_is_what_it_was(value: Any) -> None:
+    assert ast.literal_eval(text.literal(value)) == value
+
+
+@given(cell=HOSTILE, other=HOSTILE)
+def test_file_names_are_safe_and_tell_cells_apart(cell: str, other: str) -> None:
+    name = file_name(cell, "agreement")
+    assert name.isascii()
+    assert len(name) < 200
+    assert not set(name) & set('/\\:*?"<>|\n\0 ')
+    assert not name.startswith(("-", "."))
+    assert (name == file_name(other, "agreement")) == (cell == other)
+
+
+def test_file_names_of_the_default_matrix_are_plain() -> None:
+    assert file_name("gpt_neox/bf16/sdpa-math/bnb-nf4", "load") == "gpt_neox_bf16_sdpa-math_bnb-nf4--load.py"
+    cells = [c.id for c in read_matrix(matrix_path("default"), "cpu").cells]
+    assert len({reproduce.file_name(c, "load") for c in cells}) == len(set(cells))

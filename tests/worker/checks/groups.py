@@ -1,0 +1,35 @@
+"""Load groups of probes, small and quick, and what a check measures in them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from compat.axes import ATTENTION, QUANTIZATIONS
+from compat.builtin import matrices_folder
+from compat.execute.local import check_request, group_spec
+from compat.matrix import read_matrix
+from compat.plan import LoadGroup
+from compat.worker.group import Group, GroupSpec, Masters
+from compat.worker.report import Report
+
+MODELS = read_matrix(matrices_folder() / "default-cpu.toml", "cpu").models
+
+
+def group(model: str, dtype: str, cache: Path, quantization: str = "none", depth: str = "standard") -> Group:
+    """The load group of a probe of the default matrix, seed 0, on the CPU."""
+    assert quantization in QUANTIZATIONS.names
+    load = LoadGroup(f"{model}/{dtype}/{quantization}", model, dtype, quantization, ())
+    return Group(GroupSpec(**group_spec(load, MODELS[model], "cpu", cache, 0, depth)), Masters())
+
+
+def attention(name: str) -> dict[str, Any]:
+    """An attention backend as a worker is told of it."""
+    assert name in ATTENTION.names
+    asked: dict[str, Any] = check_request("load", {}, name, 1)["attention"]
+    return asked
+
+
+def figures(report: Report) -> dict[str, Any]:
+    """Measurement -> value."""
+    return {m["name"]: m["value"] for m in report.measurements}
