@@ -12,6 +12,7 @@ from collections.abc import Iterable, Set
 from dataclasses import dataclass, replace
 
 from compat.axes import ATTENTION, DTYPES, QUANTIZATIONS
+from compat.checks import CHECKS
 from compat.matrix import CellSpec
 
 
@@ -84,6 +85,13 @@ def select(
         if kept:
             chosen.append(replace(cell, checks=kept))
     return tuple(chosen)
+
+
+def by_exclusive(plan: Plan) -> tuple[Plan, Plan]:
+    """(checks that may run beside others, checks that need the machine to themselves), each as a plan of its own."""
+    exclusive = {(cell.id, check) for cell, check in plan.tasks if CHECKS[check].exclusive}
+    shared = {(cell.id, check) for cell, check in plan.tasks} - exclusive
+    return without(plan, exclusive), without(plan, shared)
 
 
 def without(plan: Plan, done: Set[tuple[str, str]]) -> Plan:

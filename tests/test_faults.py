@@ -7,6 +7,7 @@ import sys
 import types
 from collections import OrderedDict
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import pytest
@@ -18,9 +19,14 @@ from compat.builtin import matrix_path
 from compat.checks import CHECKS
 from compat.faults import CLASSES, Fault, catalogue, fault
 from compat.faults.patches import Patches
-from compat.matrix import read_matrix
+from compat.matrix import Model, read_matrix
 
 NAMES = tuple(catalogue())
+
+
+@cache
+def _models(device: str) -> dict[str, Model]:
+    return read_matrix(matrix_path("default"), device).models
 
 
 # -- the catalogue -----------------------------------------------------------------------------------------------
@@ -30,7 +36,7 @@ NAMES = tuple(catalogue())
 def test_a_fault_names_cells_and_checks_that_exist(name: str) -> None:
     one = catalogue()[name]
     device = one.device or "cpu"
-    models = read_matrix(matrix_path("default"), device).models
+    models = _models(device)
     assert one.group in CLASSES
     assert one.cells, f"{name} names no cell that it touches"
     assert not set(one.cells) & set(one.spared), f"{name} both touches and spares a cell"

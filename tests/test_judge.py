@@ -50,7 +50,8 @@ def _sent_home() -> dict[str, dict[str, str]]:
     for check in CHECKS.names:
         own = _measured_in(trees[check])
         found[check] = own
-    found["padding"] |= {k: v for k, v in found["agreement"].items() if k in _recorded(trees["agreement"])}
+    for check in ("padding", "cache"):
+        found[check] |= {k: v for k, v in found["agreement"].items() if k in _recorded(trees["agreement"])}
     for phase in ("prefill", "decode"):
         found["speed"] |= {f"{phase}_rate": "higher"}
     facts = {f"{phase}{side}_seconds": [1.0] for phase in ("prefill", "decode") for side in ("", "_baseline")}
@@ -168,6 +169,9 @@ def _clean(check: str, dtype: str = "bf16") -> dict[str, float | None]:
         "weights_compared": 1e4,
         "decisive_tokens": 100.0,
         "pipeline_compared": 8.0,
+        "judged_tokens": 8.0,
+        "drafts_rejected": 3.0,
+        "quantized_compared": 1e4,
         "quantized_share": 1.0,
         "weights_over_scheme": 1.0,
         "cache_over_arithmetic": 1.0,

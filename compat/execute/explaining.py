@@ -74,6 +74,8 @@ def explained(check: Check, limits: Mapping[str, float], answer: Mapping[str, An
         exception = answer.get("exception", {})
         told = f"{exception['type']}: {exception['message']}" if exception else answer.get("reason", answer["status"])
         minimal, module = {"note": f"no explanation: {told}"[:400]}, ""
+    if not module and any(name.startswith("kernel_error") for name in limits):  # `quality` names its linear itself
+        module = str(check.evidence.facts.get("worst_kernel", ""))
     minimal = {"bounds": dict(limits), **minimal} if limits or minimal else {}
     evidence = msgspec.structs.replace(check.evidence, diverges_at=module, minimal=minimal)
     return msgspec.structs.replace(check, evidence=evidence)

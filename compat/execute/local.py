@@ -2,7 +2,7 @@
 
 In: a plan and a configuration. Out: every result through `on_result`, as it comes. A worker that dies, hangs or grows
 without end costs the check that it was running; the next one gets a fresh worker. Checks that measure time have the
-machine to themselves.
+machine to themselves: with several lanes they come last, on one.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from compat.execute.explaining import FAILED, LIMIT_SECONDS, Explainer, explain_
 from compat.execute.worker_process import Stopped, WorkerProcess
 from compat.judge import Context, broken, context_of, judge, not_run
 from compat.matrix import CellSpec, Model
-from compat.plan import LoadGroup, Plan
+from compat.plan import LoadGroup, Plan, by_exclusive
 from compat.records import WITHHELD, Check, Outcome
 
 OnResult = Callable[[CellSpec, Check], None]
@@ -51,37 +50,6 @@ class Configuration:
     """Cell id -> load check that is already known (a resumed run)."""
 
 
-class _Turns:
-    """Many shared holders or one exclusive holder; a waiting exclusive holder goes first."""
-
-    def __init__(self) -> None:
-        self._condition = threading.Condition()
-        self._shared = 0
-        self._exclusive = False
-        self._waiting = 0
-
-    @contextmanager
-    def hold(self, exclusive: bool) -> Iterator[None]:
-        with self._condition:
-            if exclusive:
-                self._waiting += 1
-                self._condition.wait_for(lambda: not self._exclusive and not self._shared)
-                self._waiting -= 1
-                self._exclusive = True
-            else:
-                self._condition.wait_for(lambda: not self._exclusive and not self._waiting)
-                self._shared += 1
-        try:
-            yield
-        finally:
-            with self._condition:
-                if exclusive:
-                    self._exclusive = False
-                else:
-                    self._shared -= 1
-                self._condition.notify_all()
-
-
 class LocalEngine:
     """Executes one plan. `stop` ends it early: what is under way is given up, nothing more is started."""
 
@@ -97,10 +65,15 @@ class LocalEngine:
         self.on_environment = on_environment
         self.model_seconds = 0.0
         """Seconds that workers report as spent inside the stack under test."""
-        self._groups = deque(plan.groups)
+        alone = len(configuration.lanes) > 1
+        shared, timed = by_exclusive(plan) if alone else (plan, Plan((), ()))
+        self._groups = deque(shared.groups)
+        self._timed = deque(timed.groups)
+        """What must have the machine to itself: the last lane to come to its end runs it."""
+        self._working = len(configuration.lanes)
+        self._loads = dict(configuration.loads)
         self._stop = threading.Event()
         self._lock = threading.Lock()
-        self._turns = _Turns()
         self._explainer = Explainer()
         self.failure: BaseException | None = None
         self._ended: list[threading.Event] = []
@@ -156,12 +129,12 @@ class LocalEngine:
             if worker.environment is not None:
                 with self._lock:
                     self.on_environment(worker.environment)
-            while not self._stop.is_set():
-                with self._lock:
-                    if not self._groups:
-                        return
-                    group = self._groups.popleft()
-                self._run_group(worker, group, device)
+            self._run_groups(worker, self._groups, device)
+            with self._lock:
+                self._working -= 1
+                last = self._working == 0
+            if last:
+                self._run_groups(worker, self._timed, device)
         except Stopped:
             return
         except BaseException as error:  # handed to the caller of run(), which raises it
@@ -171,13 +144,21 @@ class LocalEngine:
             worker.close()
             ended.set()
 
+    def _run_groups(self, worker: WorkerProcess, groups: deque[LoadGroup], device: str) -> None:
+        while not self._stop.is_set():
+            with self._lock:
+                if not groups:
+                    return
+                group = groups.popleft()
+            self._run_group(worker, group, device)
+
     def _run_group(self, worker: WorkerProcess, group: LoadGroup, device: str) -> None:
         settings = self.configuration
         spec = group_spec(group, settings.models[group.model], device, settings.cache, settings.seed, settings.depth)
         for cell in group.cells:
             model = self.configuration.models[cell.model]
             context = context_of(cell.axes, device, model)
-            load = self.configuration.loads.get(cell.id)
+            load = self._loads.get(cell.id)
             first = True
             for check in cell.checks:
                 if self._stop.is_set():
@@ -189,13 +170,12 @@ class LocalEngine:
                 if result.outcome in FAILED:
                     result = self._explain(worker, spec, cell, result, context, effort)
                 if check == "load":
-                    load = result
+                    load = self._loads[cell.id] = result
                 self.on_result(cell, result)
 
     def _ask(self, worker: WorkerProcess, spec: dict[str, Any], cell: CellSpec, check: str, context: Context) -> Check:
         request = check_request(check, spec, cell.attention, self.configuration.threads)
-        with self._turns.hold(CHECKS[check].exclusive):
-            answer = worker.ask(request, self._timeout(cell, check))
+        answer = worker.ask(request, self._timeout(cell, check))
         with self._lock:
             self.model_seconds += answer.get("model_seconds", 0.0)
         result = judge(check, answer, context, self.configuration.repro(cell, check))
@@ -212,8 +192,7 @@ class LocalEngine:
             return explained(check, limits, None)
         request = check_request(check.name, spec, cell.attention, self.configuration.threads)
         started = time.monotonic()
-        with self._turns.hold(False):
-            answer = worker.ask(explain_request(request, limits, effort), LIMIT_SECONDS)
+        answer = worker.ask(explain_request(request, limits, effort), LIMIT_SECONDS)
         self._explainer.took(time.monotonic() - started)
         return explained(check, limits, answer)
 

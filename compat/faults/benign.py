@@ -189,35 +189,25 @@ def _warnings(patches: Patches) -> None:
 
 
 @fault(
-    "benign-rows-one-by-one",
-    title="SDPA works through the batch row by row",
+    "benign-eager-in-fp32",
+    title="eager attention computes in fp32 and casts back",
     origin="class: benign",
-    mechanism="the same kernel once a row; its results are put together again",
-    cells=("llama/bf16/sdpa/none", "bert/fp32/sdpa/none"),
-    device="cpu",
+    mechanism="queries, keys, values and mask are cast up first; more precise than stock",
+    cells=("llama/bf16/eager/none", "llama/fp16/eager/none"),
 )
-def _row_by_row(patches: Patches) -> None:
-    import torch
-
+def _eager_in_fp32(patches: Patches) -> None:
     def make(original: Any) -> Any:
-        def attention(query: Any, key: Any, value: Any, attn_mask: Any = None, *more: Any, **rest: Any) -> Any:
-            size = query.shape[0]
-            if query.dim() != 4 or size == 1 or key.shape[0] != size:
-                return original(query, key, value, attn_mask, *more, **rest)
+        def forward(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **rest: Any) -> Any:
+            if query.element_size() != 2:
+                return original(module, query, key, value, attention_mask, **rest)
             patches.reached()
-            each = attn_mask is not None and attn_mask.dim() == 4 and attn_mask.shape[0] == size
-            rows = [
-                original(
-                    query[i : i + 1], key[i : i + 1], value[i : i + 1], attn_mask[i : i + 1] if each else attn_mask,
-                    *more, **rest,
-                )
-                for i in range(size)
-            ]  # fmt: skip
-            return torch.cat(rows)
+            mask = None if attention_mask is None else attention_mask.float()
+            wide, weights = original(module, query.float(), key.float(), value.float(), mask, **rest)
+            return wide.to(query.dtype), weights.to(query.dtype)
 
-        return attention
+        return forward
 
-    patches.function(TORCH_SDPA, make)
+    patches.function(eager("llama"), make)
 
 
 @fault(

@@ -120,6 +120,19 @@ def _encoder(patches: Patches) -> None:
 
 
 @fault(
+    "vision-tower-stays-eager",
+    title="the vision part of a composite model does not follow the switch to SDPA",
+    origin="class: dispatch",
+    mechanism="attention modules of the vision tower compute eager attention",
+    cells=("llava/fp32/sdpa/none",),
+    seen_by=("dispatch",),
+    spared=("llama/fp32/sdpa/none",),
+)
+def _vision(patches: Patches) -> None:
+    _eager_where(patches, lambda call: type(call.module).__name__ == "CLIPAttention")
+
+
+@fault(
     "attention-weights-stay-eager",
     title="one call with output_attentions leaves the model on eager attention",
     origin="class: dispatch",

@@ -12,6 +12,6 @@ def in_one_line(figure: object) -> str:
         return "none was run on this stack, device and depth: `compat selftest` says what these checks can see"
     killed, faults = int(figure.get("killed", 0)), int(figure["faults"])
     rate = f"{killed} of {plural(faults, 'fault')} killed ({100 * killed / faults:.0f}%)"
-    benign = f"{int(figure.get('benign_flagged', 0))} benign changes flagged"
+    benign = f"{plural(int(figure.get('benign_flagged', 0)), 'benign change')} flagged"
     when = one_line(str(figure.get("when", "")), 40).replace("T", " ").rstrip("Z")
     return f"{rate}, {benign}, at depth {label(str(figure.get('depth', '')), 20)}, {when} UTC"

@@ -161,7 +161,7 @@ def main() -> bool:
     slots, cache, at, logits, places = list(range(len(fed))), None, 0, [], []
     starts = [sum(len(r) for r in fed[:i]) for i in range(len(fed))]
     if CASE["cache"] == "static":
-        cache = static_cache(model, len(fed), width, max(len(r) for r in CASE["rows"]))
+        cache = static_cache(model, len(fed), CASE.get("room", width), max(len(r) for r in CASE["rows"]))
     for step in CASE["steps"]:
         if step == ["reset"]:
             cache.reset()

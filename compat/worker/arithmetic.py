@@ -5,7 +5,7 @@ every position of its part of the model; an output head in `generate` with the l
 positions that are routed to it; keys and values of cross-attention once a sequence. Attention multiplies every query
 with every key that the cache holds, those that a mask hides counted.
 
-What the arithmetic does not know (vision towers beside text, audio) is left out, and named.
+What the arithmetic does not know (audio, several images a row) is left out, and named.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ _ENCODER = re.compile(r"(^|\.)encoder\.")
 _POOLED = re.compile(r"(^|\.)(pooler|classifier|text_projection|visual_projection|score)(\.|$)")
 _FOREIGN = re.compile(r"vision|visual|image|audio|speech|multi_modal|qformer")
 _LATENT = re.compile(r"(^|\.)kv_b_proj$")
-TASKS = ("causal-lm", "masked-lm", "seq2seq-lm", "feature-extraction", "image-classification")
+_PROJECTOR = re.compile(r"multi_modal_projector")
+_TOWER = re.compile(r"vision_tower|vision_model")
+IMAGE_TEXT = "image-text-to-text"
+TASKS = ("causal-lm", "masked-lm", "seq2seq-lm", "feature-extraction", "image-classification", IMAGE_TEXT)
 """Tasks whose inputs the arithmetic knows."""
 
 
@@ -51,7 +54,7 @@ class Weight:
     """Multiply-adds of one position."""
     kind: str
     """`encoder`, `decoder`, `cross` (keys and values of cross-attention), `latent` (makes keys and values of all cached
-    positions in each step), `head`, `pooled`, `patches`."""
+    positions in each step), `head`, `pooled`, `patches`, `tower` (patches and a class token)."""
     router: bool = False
     """Whether it chooses experts: libraries do that in fp32."""
 
@@ -88,7 +91,8 @@ class Arithmetic:
                     self.weights.setdefault(name, Weight(name, size, kind, router))
 
     def _patches(self) -> int:
-        size, patch = (getattr(self.config, n, None) for n in ("image_size", "patch_size"))
+        own = getattr(self.config, "vision_config", self.config)
+        size, patch = (getattr(own, n, None) for n in ("image_size", "patch_size"))
         return (size // patch) ** 2 if isinstance(size, int) and isinstance(patch, int) else 0
 
     def _size(self, path: str, own: str, module: Any, parameter: torch.Tensor) -> int:
@@ -123,6 +127,8 @@ class Arithmetic:
             return None
         if isinstance(module, torch.nn.Conv2d):
             return "patches" if self.patches else None
+        if self.task == IMAGE_TEXT and self.patches and (_TOWER.search(path) or _PROJECTOR.search(path)):
+            return "patches" if _PROJECTOR.search(path) else "tower"
         if _FOREIGN.search(path) and self.task != "image-classification":
             return None
         if _POOLED.search(path):
@@ -138,6 +144,8 @@ class Arithmetic:
         if self.task == "image-classification":
             tokens = {"pooled": 1, "patches": self.patches, "head": 1}.get(kind, self.patches + 1)
             return walk.rows * tokens
+        if kind in ("patches", "tower"):
+            return walk.rows * (self.patches + (kind == "tower")) if walk.steps[0][1] == 0 else 0
         tokens = sum(new for new, _ in walk.steps)
         if kind == "head" and walk.last_only and stack_api.accepts(self.model, "logits_to_keep"):
             tokens = len(walk.steps)
@@ -171,11 +179,12 @@ class Arithmetic:
         return rows * width * sum(queries + keys for queries, keys in pairs)
 
     def _knows(self, path: str) -> bool:
-        return self.task in TASKS and (self.task == "image-classification" or not _FOREIGN.search(path))
+        seen = self.task in (IMAGE_TEXT, "image-classification") and self.patches > 0
+        return self.task in TASKS and (seen or not _FOREIGN.search(path))
 
     def _pairs(self, path: str, walk: Walk) -> tuple[int, list[tuple[int, int]]]:
         """Rows, and of each forward the queries and keys of a row."""
-        if self.task == "image-classification":
+        if self.task == "image-classification" or (self.task == IMAGE_TEXT and _TOWER.search(path)):
             return walk.rows, [(self.patches + 1, self.patches + 1)]
         if self.task == "seq2seq-lm" and _ENCODER.search(path):
             return walk.rows, [(walk.source, walk.source)]
@@ -187,7 +196,8 @@ class Arithmetic:
 
     def width(self, path: str) -> int | None:
         """Heads x (head_dim of queries + head_dim of values); None where the config does not say."""
-        config = self.text
+        in_tower = self.task == IMAGE_TEXT and _TOWER.search(path)
+        config = self.config.vision_config if in_tower else self.text
         decoder = self.task == "seq2seq-lm" and not _ENCODER.search(path)
         heads = _first(config, *(("decoder_attention_heads",) if decoder else ("encoder_attention_heads",)))
         heads = heads or _first(config, "num_attention_heads", "n_head", "n_heads", "num_heads")

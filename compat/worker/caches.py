@@ -183,6 +183,20 @@ class Walk:
         self.pads = [self.pads[i] for i in order]
 
 
+def no_static_cache(loaded: Loaded) -> str:
+    """Why a static cache is not walked, or "".
+
+    flash_attention kernels are handed the unused slots as keys: on one H200 (transformers 5.23, flash-attn 2.8.3) the
+    forward is wrong by 500 times eager's error (mistral) or ends in a CUDA error (llama, gemma2, falcon). Nothing
+    says so, but it is no defect of the kernel; depth deep shows it.
+    """
+    if not stack_api.takes_static_cache(loaded.model):
+        return "the class does not take a static cache"
+    if loaded.attention["implementation"].startswith("flash") and not loaded.group.spec.at_least("deep"):
+        return "flash kernels attend to the unused slots of a static cache: asked at depth deep"
+    return ""
+
+
 def in_turns(*walks: Iterator[None]) -> None:
     """Run several walks step by step in turns, each to its end: caches must not share anything."""
     left = list(walks)

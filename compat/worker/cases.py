@@ -139,7 +139,8 @@ def pieces(group: Group, loaded: Loaded, case: Case) -> list[Piece]:
     cache: Any = None
     if case["cache"] == "static":
         with under_test("cache"):
-            cache = stack_api.static_cache(loaded.model, len(fed), width, max(len(r) for r in case["rows"]))
+            room = int(case.get("room") or width)
+            cache = stack_api.static_cache(loaded.model, len(fed), room, max(len(r) for r in case["rows"]))
     found: list[Piece] = []
     at = 0
     for step in case["steps"]:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from compat.worker import caches, stack_api
-from compat.worker.caches import Piece
+from compat.worker.caches import Piece, no_static_cache
 from compat.worker.calls import StackError
 from compat.worker.group import Group, Loaded
 from compat.worker.inputs import Rows
@@ -108,7 +108,7 @@ def _paths(talk: _Talk, more: bool, facts: dict[str, str]) -> dict[str, Callable
         facts["drafts"] = "the cache of recurrent layers does not roll back"
     elif more:
         paths["assisted"] = talk.assisted
-        if stack_api.takes_static_cache(model):
+        if not no_static_cache(talk.loaded):
             paths["static generate"] = talk.static
     return paths
 
@@ -156,8 +156,8 @@ class _Talk:
     # -- paths ---------------------------------------------------------------------------------------------------
 
     def plain(self) -> list[Spoken]:
-        """One row with the cache that `generate` makes by itself."""
-        return self._single()
+        """One row, padded on the left, with the cache that `generate` makes by itself."""
+        return self._single(LOOKUP_PADS if self.group.task == "causal-lm" else 0)
 
     def turns(self) -> list[Spoken]:
         """A chat in a left-padded batch: the first turn prefilled in chunks, the second goes on from its cache."""

@@ -52,7 +52,7 @@ def explain(group: Group, attention: dict[str, Any], request: Mapping[str, Any])
     limits = by_figure(request["limits"])
     begun = starts.starts(group, request["check"])
     if not begun:
-        return _answer(None, {}, limits, note=f"no small call stands for what {request['check']} asks of this family")
+        return _answer(None, {}, limits, note=f"{request['check']} asks for no single call that could be made smaller")
 
     def shows(case: Case, margin: float = 1.0) -> bool:
         if time.perf_counter() > deadline:

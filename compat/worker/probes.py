@@ -21,7 +21,7 @@ import torch
 
 from compat.worker import stack_api
 
-PROBE_VERSION = 4
+PROBE_VERSION = 5
 """Part of the cache key: raise it whenever a change here changes the weights."""
 
 SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<unk>", "<mask>")

@@ -27,6 +27,9 @@ LENGTH = 17
 SHARDS = 3
 """A saved checkpoint is cut so that it fills about as many files."""
 
+LARGE_PARAMETERS = 50_000_000
+"""Above this many parameters saving and loading again takes seconds, and is asked at depth deep only."""
+
 HELD_SHARE = 0.7
 """Share of the weights that the device map may keep; the rest goes to the disk."""
 
@@ -51,6 +54,12 @@ class Elsewhere:
     """Rows of the embeddings that resizing them by a few rows changes, or does not add; None without token
     embeddings."""
     facts: dict[str, Any] = field(default_factory=dict)
+
+
+def affordable(group: Group) -> bool:
+    """Whether the group's depth asks for a model to be saved and loaded again, its size considered."""
+    large = sum(p.numel() for p in group.master.parameters()) > LARGE_PARAMETERS
+    return group.spec.at_least("deep" if large else "standard")
 
 
 def elsewhere(group: Group, loaded: Loaded) -> Elsewhere:

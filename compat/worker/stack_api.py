@@ -172,6 +172,12 @@ def takes_embeddings(model: Any) -> bool:
     return accepts(model, "inputs_embeds") and model.get_input_embeddings() is not None
 
 
+def generates_from_embeddings(model: Any) -> bool:
+    """Whether `generate` takes embeddings in place of token ids: `prepare_inputs_for_generation` has to name them."""
+    prepare = getattr(model, "prepare_inputs_for_generation", None)
+    return takes_embeddings(model) and prepare is not None and "inputs_embeds" in inspect.signature(prepare).parameters
+
+
 def cache_argument(model: Any) -> str:
     """The keyword of `model.forward` for the cache of past tokens, which is also its name in the output: state-space
     families call it `cache_params`."""

@@ -40,6 +40,9 @@ def _plain(kind: str, rows: Rows, **more: Any) -> Case:
     return {"kind": kind, "rows": [list(r) for r in rows.tokens], **decoder, **more}
 
 
+ROOM = 5
+"""Slots of a static cache beyond the tokens: one that is filled too far must not end as an error of the index."""
+
 PADDED_LENGTHS = (49, 46, 40, 34)
 """As the padding check's: pads of 0, 3, 9 and 15."""
 
@@ -67,7 +70,8 @@ def _cache(group: Group) -> list[Case]:
         whole = _plain("decode", rows, side="right", pad=group.source.pad, cache="dynamic", length=len(rows.decoder[0]))
         steps = [4, 1, 1, 3, *[1] * (whole["length"] - 9)]
         alone = only(whole | {"steps": steps}, [0])
-        return [alone, alone | {"cache": "static"}, whole | {"steps": [*steps[:4], ["reorder", [1, 1]], *steps[4:]]}]
+        static = alone | {"cache": "static", "room": whole["length"] + ROOM}
+        return [alone, static, whole | {"steps": [*steps[:4], ["reorder", [1, 1]], *steps[4:]]}]
     if group.task != "causal-lm":
         return []
     length = max(PADDED_LENGTHS)
@@ -84,7 +88,7 @@ def _cache(group: Group) -> list[Case]:
     repetitive = [t for _ in range(3) for t in rows.tokens[0][:8]]
     lookup = {"kind": "generate", "rows": [repetitive], "new": 16, "settings": {"prompt_lookup_num_tokens": 3}}
     if stack_api.takes_static_cache(group.master):
-        once = alone | {"cache": "static"}
+        once = alone | {"cache": "static", "room": length + ROOM}
         found += [once, once | {"steps": [9, 1, 1, ["reset"], *alone["steps"]]}]
     return [*found, lookup | {"side": "left", "length": len(repetitive), "pad": group.source.pad}]
 

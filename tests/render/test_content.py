@@ -12,8 +12,9 @@ import msgspec
 import pytest
 from rich.cells import cell_len
 
-from compat.records import BAD, Cell, Outcome, Run
+from compat.records import BAD, Cell, Evidence, Outcome, Run
 from compat.render import render
+from compat.render.evidence import sharper, sharper_counts, smallest
 from compat.render.grids import panels
 from compat.render.groups import failures, not_asked
 from compat.render.markdown import matrix_tables
@@ -21,6 +22,7 @@ from compat.render.patterns import patterns
 from compat.render.speed import speed
 from compat.render.summary import verdict
 from compat.render.symbols import ABSENT, SYMBOLS, symbol
+from compat.sharper import linked
 
 from .reading import DENSE, MARKS, Page, markdown_slots, terminal_slots
 from .sample_runs import a_cell, a_check, large_run, passing, small_run
@@ -190,3 +192,38 @@ def test_importing_the_package_loads_no_renderer() -> None:
     code = "import sys, compat.render; print(sorted({'jinja2', 'rich', 'msgspec'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("case", "words"),
+    [
+        ({"kind": "forward", "rows": [[5] * 33]}, "one forward of 1 row of 33 tokens"),
+        ({"kind": "forward", "images": {"which": [3]}}, "one forward of 1 image"),
+        (
+            {"kind": "padded", "rows": [[5], [6, 7, 8]], "length": 3, "side": "left"},
+            "one forward of 2 rows of 1 to 3 tokens, 0 to 2 pads on the left",
+        ),
+        (
+            {"kind": "decode", "rows": [[5] * 4], "length": 4, "steps": [2, ["crop", 1], 3], "cache": "static"},
+            "1 row of 4 tokens, no pads, fed 2, crop 1, 3 at a time through a static cache",
+        ),
+        (
+            {"kind": "replay", "rows": [[5]], "length": 2, "side": "left", "new": 1, "settings": {"top_k": 3}},
+            "1 token generated from 1 row of 1 token, 1 pad on the left, with top_k",
+        ),
+    ],
+)
+def test_the_smallest_call_is_told_in_words(case: dict[str, object], words: str) -> None:
+    assert smallest(Evidence(minimal={"case": case})) == words
+    assert smallest(Evidence(minimal={"case": case, "note": "time was up"})) == f"{words} (time was up)"
+    assert smallest(Evidence(minimal={"note": "no single call"})) == "no single call"
+
+
+def test_cells_in_16_bit_say_who_looked_closer() -> None:
+    cells = linked([passing("a/bf16/c/d"), passing("a/fp32/c/d"), passing("b/fp16/c/d")])
+    assert sharper(cells[0]) == "agreement is pass in a/fp32/c/d"
+    assert sharper(cells[1]) == ""
+    assert sharper(cells[2]).startswith("not in this run")
+    counted = "Sharper dtypes: 1 of 2 16-bit cells also judged in a finer dtype (1 pass); 1 not in this run"
+    assert sharper_counts(cells) == counted
+    assert counted in render(of(list(cells)), "markdown")

@@ -61,13 +61,17 @@ figures = st.one_of(st.none(), st.floats(allow_nan=False, allow_infinity=False))
 LAW = settings(max_examples=25, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 
 
+OPTIONAL = ("side", "length", "steps", "settings", "cache", "new", "images", "masked_row")
+
+
 def cases(text: st.SearchStrategy[str]) -> st.SearchStrategy[dict[str, object]]:
     """The smallest call of a check, with hostile text where numbers or names belong."""
-    kind = st.sampled_from(["forward", "padded", "packed", "decode", "generate", "repeat"])
+    kind = st.sampled_from(["forward", "padded", "packed", "decode", "generate", "replay", "repeat"])
     anything = st.one_of(text, st.integers(-3, 9), st.none(), st.lists(text, max_size=2))
+    anything = st.one_of(anything, st.dictionaries(text, text, max_size=1))
     return st.fixed_dictionaries(
         {"kind": st.one_of(kind, text), "rows": st.lists(anything, max_size=2)},
-        optional=dict.fromkeys(("side", "length", "steps", "settings", "cache", "new", "images", "masked_row"), anything),
+        optional=dict.fromkeys(OPTIONAL, anything),
     )
 
 

@@ -25,7 +25,6 @@ from .proving import exit_code, explain_in_process
     [
         ("opt-scaled-twice", "opt/bf16/sdpa/none", "agreement", "model.decoder.layers.0.self_attn"),
         ("cache-crop-keeps-rejected", "llama/fp32/sdpa/none", "cache", "model.layers.0.self_attn"),
-        ("repetition-penalty-counts-pads", "llama/fp32/sdpa/none", "generation", ""),
     ],
 )
 def test_the_module_is_named_and_the_script_tells(

@@ -61,8 +61,13 @@ def cases(group: Group) -> list[Rows]:
 
 
 def outliers(group: Group) -> Rows | None:
-    """A row of embeddings, some of which hold two large values; None where the model takes token ids only."""
-    if group.task == "image-classification" or not stack_api.takes_embeddings(group.master):
+    """A row of embeddings, some of which hold two large values; None where the model takes token ids only, and for real
+    checkpoints, which have outliers of their own."""
+    if (
+        group.row["source"] != "probe"
+        or group.task == "image-classification"
+        or not stack_api.takes_embeddings(group.master)
+    ):
         return None
     rows = group.source.rows(1000 * group.spec.seed + 600, [OUTLIER_LENGTH])
     with torch.no_grad():

@@ -127,7 +127,7 @@ def _dtypes(report: Report, group: Group, model: Any, walks: dict[str, Walk]) ->
     around = {".".join(layer.split(".")[:n]) for layer in layers for n in range(layer.count(".") + 1)}
     if kept:  # the residual stream may be as wide as what is kept in fp32
         around = set()
-    linear = {n.removesuffix(".weight") for n in weights}
+    linear = {n.removesuffix(".weight") for n, w in weights.items() if not w.router}  # some score in fp32
     outputs = _outputs(walks, layers | around | linear, group.dtype, kept)
     report.measure("foreign_outputs", len(outputs), unit="modules")
     foreign = [*wider, *narrower, *attention, *outputs]

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import transformers
 
-from compat.worker import pipelines, stack_api
+from compat.worker import pipeline_calls, pipelines, stack_api
 from compat.worker.group import Group
 from compat.worker.inputs import FIRST_TOKEN, english_text
 from compat.worker.report import Report
@@ -38,9 +38,9 @@ def run(group: Group, attention: dict[str, Any]) -> Report:
     report = Report(seed=group.spec.seed)
     loaded = group.loaded(attention)
     loaded.activate()
-    before, config = pipelines.state(loaded.model), copy.deepcopy(getattr(loaded.model, "generation_config", None))
+    before, config = pipeline_calls.state(loaded.model), copy.deepcopy(getattr(loaded.model, "generation_config", None))
     changed: list[str] = []
-    made: pipelines.Made = {}
+    made: pipeline_calls.Made = {}
     if group.task in ("causal-lm", "seq2seq-lm"):
         trials = Trials(group, loaded)
         made = _trials(trials)
@@ -48,7 +48,7 @@ def run(group: Group, attention: dict[str, Any]) -> Report:
         _report(trials, report)
     pipelines.run(group, loaded, report, prompts(group), made)
     loaded.activate()  # the yardstick may have run meanwhile
-    after = pipelines.state(loaded.model)
+    after = pipeline_calls.state(loaded.model)
     changed += [f"{k}: {before[k]} -> {after[k]}"[:400] for k in before if before[k] != after[k]]
     if before["generation_config"] != after["generation_config"]:
         loaded.model.generation_config = config  # other backends share the model, and have to see the change as well
@@ -114,8 +114,10 @@ def _trials(trials: Trials) -> dict[str, Generated | None]:
 def _cheap_tokens(trials: Trials, greedy: Generated) -> None:
     """What probes are asked beside, whose tokens cost little."""
     batch = greedy.batch
-    ends = [greedy.new(len(batch.rows) - 1)[at] for at in (1, 4)]
-    _beams(trials, "beams in a hurry", greedy, early_stopping=True, length_penalty=-1.5, eos_token_id=ends, num_beams=2)
+    many = {"eos_token_id": list(range(FIRST_TOKEN, trials.group.source.vocab, 3)), "num_beams": 2}
+    many |= {"max_new_tokens": 10, "rows": (batch.rows[-1],)}  # one prompt: the search ends when it does
+    _beams(trials, "beams that take the first", greedy, early_stopping=True, length_penalty=2.0, **many)
+    _beams(trials, "beams that give up", greedy, early_stopping=False, length_penalty=-1.5, **many)
     _expanded(trials, batch)
     _settings_from_three_places(trials, batch)
     _other_paths(trials, batch, 3)
@@ -176,8 +178,8 @@ def _some_end(new: list[list[int]], token: int) -> bool:
 
 def _beams(trials: Trials, name: str, greedy: Generated, **settings: Any) -> Generated:
     """Beam search on the longest and the shortest prompt, with an end of sequence that the best beam is likely to
-    meet."""
-    rows = (greedy.batch.rows[0], greedy.batch.rows[-1])
+    meet; or on `rows`."""
+    rows = settings.pop("rows", (greedy.batch.rows[0], greedy.batch.rows[-1]))
     given = {
         "num_beams": 3,
         "num_return_sequences": 2,
@@ -221,7 +223,7 @@ def _other_paths(trials: Trials, batch: Batch, steps: int) -> None:
     """Without a cache; from embeddings; and with the mask left to generate, which infers it from the pads."""
     made = trials.generate("no cache", batch, _fixed(steps, use_cache=False))
     trials.judge("no cache", made)
-    if trials.decoder_start is None and stack_api.takes_embeddings(trials.loaded.model):
+    if trials.decoder_start is None and stack_api.generates_from_embeddings(trials.loaded.model):
         trials.judge("embeddings", trials.generate("embeddings", batch, _fixed(steps), embedded=True))
     own = trials.own_config.eos_token_id
     if trials.decoder_start is None and trials.pad not in (

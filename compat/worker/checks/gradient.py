@@ -84,7 +84,7 @@ def run(group: Group, attention: dict[str, Any]) -> Report:
     if _thorough(group) and (quantized or attention["name"] == "eager"):
         right = batch_of(group, loaded, taught[0], "right")
         adapters.measure(group, loaded, taught[0], right, report)
-        if quantized and attention["name"] == "eager":
+        if quantized and attention["name"] == "eager" and group.spec.at_least("deep"):
             _after_inference(group, loaded, taught[0], right, report)
     return report
 

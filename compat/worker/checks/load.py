@@ -54,7 +54,7 @@ def run(group: Group, attention: dict[str, Any]) -> Report:
     _as_asked(group, model, report)
     if attention["name"] == "eager" and not group.spec.quantization["library"]:
         _origin(group, report)
-        if group.spec.at_least("standard"):
+        if reload.affordable(group):
             _elsewhere(group, loaded, report)
     return report
 

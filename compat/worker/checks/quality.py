@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from compat.worker import dequantize, stack_api
+from compat.worker import dequantize, reload, stack_api
 from compat.worker.calls import StackError, under_test
 from compat.worker.checkpoints import Checkpoint
 from compat.worker.checks.agreement import cases
@@ -88,7 +88,7 @@ class _Answers:
         self.round_trip = _RoundTrip()
         if self.held:
             self.kernels = _kernels(group, loaded, self.held, self.paths)
-            if group.spec.at_least("standard"):
+            if reload.affordable(group):
                 self.round_trip = _round_trip(group, self.held, self.kernels)
 
     def _figures(self, path: str) -> Figures:

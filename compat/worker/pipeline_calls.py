@@ -1,0 +1,53 @@
+"""Making and calling pipelines around a loaded model, and what they have to leave alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+
+from compat.worker import stack_api
+from compat.worker.calls import under_test
+from compat.worker.dispatch import forced_sdpa_kernel
+from compat.worker.group import Loaded
+
+if TYPE_CHECKING:
+    from compat.worker.trials import Generated
+
+SHORT_TOKENS = 4
+"""New tokens of a call with the real model."""
+
+Made = Mapping[str, "Generated | None"]
+"""What the trials of the `generation` check made of the same texts, by name."""
+
+
+def state(model: Any) -> dict[str, Any]:
+    """What generating and pipelines have to leave alone."""
+    config = getattr(model, "generation_config", None)
+    parameter = next(p for p in model.parameters() if p.dtype.is_floating_point)
+    return {
+        "generation_config": None if config is None else config.to_dict(),
+        "attention": stack_api.effective_attention(model),
+        "dtypes": sorted({str(p.dtype) for p in model.parameters()}),
+        "device": str(parameter.device),
+        "training": model.training,
+        "gradients": sorted({p.requires_grad for p in model.parameters()}),
+        "pad_token_id": getattr(model.config, "pad_token_id", None),
+    }
+
+
+def make(loaded: Loaded, task: str, **parts: Any) -> Any:
+    """A pipeline around the loaded model; `parts` are its tokenizer or processor. Raises StackError."""
+    loaded.activate()
+    with under_test("pipeline"):
+        return transformers.pipeline(task, model=loaded.model, device=None, **parts)
+
+
+def call(loaded: Loaded, pipe: Any, *arguments: Any, **settings: Any) -> Any:
+    """The pipeline's answer, computed with the backend under test. Raises StackError(phase="pipeline")."""
+    loaded.activate()
+    kernel = loaded.attention["sdpa_kernel"]
+    with under_test("pipeline"), forced_sdpa_kernel(kernel), torch.no_grad():
+        return pipe(*arguments, **settings)
