@@ -67,7 +67,8 @@ class LocalEngine:
         """Seconds that workers report as spent inside the stack under test."""
         alone = len(configuration.lanes) > 1
         shared, timed = by_exclusive(plan) if alone else (plan, Plan((), ()))
-        self._groups = deque(shared.groups)
+        # real checkpoints take longest: last, they would leave the other lanes idle
+        self._groups = deque(sorted(shared.groups, key=lambda g: alone and not configuration.models[g.model].real))
         self._timed = deque(timed.groups)
         """What must have the machine to itself: the last lane to come to its end runs it."""
         self._working = len(configuration.lanes)
