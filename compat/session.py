@@ -37,6 +37,10 @@ RUNS_FOLDER = Path("compat-runs")
 CPU_WORKERS = 2
 """Most workers that a CPU gets by itself: a probe keeps one core busy, and a worker holds about a gigabyte."""
 
+GPU_WORKERS = 6
+"""Most workers that a GPU gets by itself, where the machine has two cores for each: a probe keeps a core busier than the
+device. Timed checks have it alone."""
+
 
 class SessionError(Exception):
     """A run that cannot be started as asked; the message says why and what to do."""
@@ -270,7 +274,7 @@ def _lanes(kind: str, workers: int | None, devices: int) -> tuple[str, ...]:
     if kind == "cpu":
         return ("cpu",) * (workers or min(os.cpu_count() or 1, CPU_WORKERS))
     if workers is None:
-        return tuple(f"cuda:{i}" for i in range(devices))
+        workers = devices * max(1, min(GPU_WORKERS, (os.cpu_count() or 1) // (2 * devices)))
     return tuple(f"cuda:{i % devices}" for i in range(workers))
 
 
