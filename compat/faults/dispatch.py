@@ -72,7 +72,7 @@ def _math_where(patches: Patches, chosen: Callable[[Any, Any, Any], bool]) -> No
     title="one layer of an SDPA model computes eager attention",
     origin="class: dispatch",
     mechanism="the second layer does not follow the switch of the implementation",
-    cells=("llama/fp32/sdpa/none",),
+    cells=("llama/bf16/sdpa/none",),
     seen_by=("dispatch",),
     spared=("llama/fp32/eager/none",),
 )
@@ -124,7 +124,7 @@ def _encoder(patches: Patches) -> None:
     title="the vision part of a composite model does not follow the switch to SDPA",
     origin="class: dispatch",
     mechanism="attention modules of the vision tower compute eager attention",
-    cells=("llava/fp32/sdpa/none",),
+    cells=("llava/bf16/sdpa/none",),
     seen_by=("dispatch",),
     spared=("llama/fp32/sdpa/none",),
 )
@@ -137,7 +137,7 @@ def _vision(patches: Patches) -> None:
     title="one call with output_attentions leaves the model on eager attention",
     origin="class: dispatch",
     mechanism="the fallback writes into the shared config and is not taken back",
-    cells=("llama/fp32/sdpa/none",),
+    cells=("llama/bf16/sdpa/none",),
     seen_by=("dispatch",),
     spared=("llama/fp32/eager/none",),
 )
@@ -159,7 +159,7 @@ def _stays(patches: Patches) -> None:
     title="decoding silently takes SDPA's math kernel, also where flash is forced",
     origin="huggingface/transformers#46960",
     mechanism="the fused kernel is ruled out for a single query",
-    cells=("llama/fp32/sdpa/none", "gpt2/fp32/sdpa-flash/none"),
+    cells=("llama/bf16/sdpa/none", "gpt2/fp32/sdpa-flash/none"),
     seen_by=("dispatch",),
     spared=("bert/fp32/sdpa/none",),
 )
@@ -185,7 +185,7 @@ def _math_when_masked(patches: Patches) -> None:
     title="SDPA of an fp32 model computes in bf16",
     origin="class: dispatch",
     mechanism="queries, keys and values are cast down, the output is cast back",
-    cells=("llama/fp32/sdpa/none",),
+    cells=("gpt2/fp32/sdpa/none",),
     seen_by=("dispatch",),
     spared=("llama/bf16/sdpa/none",),
 )
