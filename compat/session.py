@@ -38,8 +38,8 @@ CPU_WORKERS = 2
 """Most workers that a CPU gets by itself: a probe keeps one core busy, and a worker holds about a gigabyte."""
 
 GPU_WORKERS = 6
-"""Most workers that a GPU gets by itself, where the machine has two cores for each: a probe keeps a core busier than the
-device. Timed checks have it alone."""
+"""Most workers that a GPU gets by itself, where the machine has two cores for each: a probe keeps a core busier than
+the device. Timed checks have it alone."""
 
 
 class SessionError(Exception):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import lzma
 import os
 import threading
 import zlib
@@ -36,8 +37,8 @@ from compat.sharper import linked
 
 JOURNAL = "cells.jsonl"
 RUN = "run.json"
-COMPRESSED = "run.json.gz"
-GZIP_MAGIC = b"\x1f\x8b"
+STORED = (RUN, f"{RUN}.xz", f"{RUN}.gz")
+"""Names of a stored run, in the order in which a folder is searched."""
 JOURNAL_SCHEMA = "compat-journal/1"
 
 
@@ -220,22 +221,30 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def read_run(where: Path) -> Run:
-    """The run in a folder, a run.json or a run.json.gz; a folder without either is read from its journal, as partial.
+    """The run in a folder, or in a file of one of the names in STORED; a folder without any of these is read from its
+    journal, as partial.
 
     Raises StoreError naming the file.
     """
-    if where.is_dir() and not (where / RUN).exists() and not (where / COMPRESSED).exists():
-        header, lines = read_journal(where)
-        seconds = sum(line.check.seconds for line in lines)
-        run = assemble(header, lines, seconds, "the run ended before this check")
-        return msgspec.structs.replace(run, run=msgspec.structs.replace(run.run, complete=False))
-    path = where / RUN if where.is_dir() else where
-    if where.is_dir() and not path.exists():
-        path = where / COMPRESSED
+    path = where
+    if where.is_dir():
+        found = next((where / name for name in STORED if (where / name).exists()), None)
+        if found is None:
+            header, lines = read_journal(where)
+            seconds = sum(line.check.seconds for line in lines)
+            run = assemble(header, lines, seconds, "the run ended before this check")
+            return msgspec.structs.replace(run, run=msgspec.structs.replace(run.run, complete=False))
+        path = found
     try:
         data = path.read_bytes()
-        return decode_run(gzip.decompress(data) if data[:2] == GZIP_MAGIC else data)
-    except (gzip.BadGzipFile, zlib.error, EOFError, ValueError) as error:
+        return decode_run(_uncompressed(data))
+    except (gzip.BadGzipFile, lzma.LZMAError, zlib.error, EOFError, ValueError) as error:
         raise StoreError(f"{path}: {error}") from error
     except OSError as error:
         raise StoreError(f"{path}: {error.strerror}") from error
+
+
+def _uncompressed(data: bytes) -> bytes:
+    if data.startswith(b"\x1f\x8b"):
+        return gzip.decompress(data)
+    return lzma.decompress(data) if data.startswith(b"\xfd7zXZ") else data

@@ -21,8 +21,10 @@ from compat.checks import CHECKS
 from compat.device import DEVICE_TYPES
 from compat.judge import Context, Rule, criteria, derive, judge, not_run, refusals, rejudge
 from compat.records import SEVERITY, Check, Evidence, Measurement, Outcome
+from compat.store import read_run
 
 WORKER = Path(compat.worker.__file__).parent
+REPORTS = Path(__file__).parents[1] / "reports"
 CPU = "cpu"
 
 
@@ -44,38 +46,18 @@ CONTEXTS = st.builds(
 
 
 def _sent_home() -> dict[str, dict[str, str]]:
-    """Check -> measurement -> direction, as collected from every `report.measure(...)` in the worker's checks."""
-    found: dict[str, dict[str, str]] = {}
-    trees = {path.stem: ast.parse(path.read_text(encoding="utf-8")) for path in (WORKER / "checks").glob("*.py")}
-    for check in CHECKS.names:
-        own = _measured_in(trees[check])
-        found[check] = own
-    for check in ("padding", "cache"):
-        found[check] |= {k: v for k, v in found["agreement"].items() if k in _recorded(trees["agreement"])}
-    for phase in ("prefill", "decode"):
-        found["speed"] |= {f"{phase}_rate": "higher"}
-    facts = {f"{phase}{side}_seconds": [1.0] for phase in ("prefill", "decode") for side in ("", "_baseline")}
-    found["speed"] |= {m.name: m.better for m in derive("speed", (), facts)}
+    """Check -> measurement -> direction, as the published runs hold them; and what only other depths or machines
+    measure, as the worker's sources name it."""
+    found: dict[str, dict[str, str]] = {check: {} for check in CHECKS.names}
+    for folder in ("cpu", "h200"):
+        for cell in read_run(REPORTS / folder).cells:
+            for check in cell.checks:
+                found[check.name] |= {m.name: m.better for m in check.measurements}
+    sources = "".join(path.read_text(encoding="utf-8") for path in WORKER.rglob("*.py"))
+    for rule in criteria().rules:
+        if rule.measurement not in found[rule.check] and f'"{rule.measurement}"' in sources:
+            found[rule.check][rule.measurement] = "lower"
     return found
-
-
-def _measured_in(tree: ast.AST) -> dict[str, str]:
-    names = {}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "measure":
-            better = next((k.value.value for k in node.keywords
-                           if k.arg == "better" and isinstance(k.value, ast.Constant)), "lower")  # fmt: skip
-            first = node.args[0]
-            if isinstance(first, ast.Constant):
-                names[str(first.value)] = str(better)
-            elif isinstance(first, ast.JoinedStr) and isinstance(first.values[-1], ast.Constant):
-                names[str(first.values[-1].value)] = str(better)  # f"{prefix}name"
-    return names
-
-
-def _recorded(tree: ast.Module) -> dict[str, str]:
-    record = next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "record")
-    return _measured_in(record)
 
 
 SENT_HOME = _sent_home()
@@ -85,7 +67,7 @@ RULES = criteria().rules
 # -- the tables --------------------------------------------------------------------------------------------------
 
 
-def test_the_collector_of_names_sees_the_worker() -> None:
+def test_the_published_runs_name_what_is_measured() -> None:
     assert SENT_HOME["agreement"]["ratio_rms"] == "lower"
     assert SENT_HOME["generation"]["decisive_tokens"] == "higher"
     assert "yardstick_error" in SENT_HOME["padding"]

@@ -204,7 +204,7 @@ def test_a_run_json_that_is_cut_is_refused_by_name(tmp_path: Path) -> None:
 
 def test_a_compressed_run_is_read_and_a_broken_one_refused_by_name(tmp_path: Path) -> None:
     run = Run(run=RunInfo(id="r", started=""), environment=Environment(), cells=(), summary=summarize([], 0.0))
-    path = tmp_path / store.COMPRESSED
+    path = tmp_path / store.STORED[2]
     data = gzip.compress(encode_run(run))
     path.write_bytes(data)
     assert read_run(tmp_path) == run
@@ -215,7 +215,7 @@ def test_a_compressed_run_is_read_and_a_broken_one_refused_by_name(tmp_path: Pat
 
 
 def test_a_compressed_run_with_a_flipped_byte_is_refused_by_name(tmp_path: Path) -> None:
-    path = tmp_path / store.COMPRESSED
+    path = tmp_path / store.STORED[2]
     path.write_bytes(gzip.compress(b"{}" * 500)[:10] + b"\xff" * 40)
     with pytest.raises(StoreError, match=r"run\.json\.gz: "):
         read_run(path)
