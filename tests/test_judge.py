@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
+import fnmatch
+import functools
 import math
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,10 +20,13 @@ from hypothesis import strategies as st
 
 import compat.worker
 from compat import judge as judging
+from compat import kernel_paths
 from compat.axes import ATTENTION, AXES, DTYPES, QUANTIZATIONS
+from compat.builtin import matrices_folder
 from compat.checks import CHECKS
 from compat.device import DEVICE_TYPES
 from compat.judge import Context, Rule, criteria, derive, judge, not_run, refusals, rejudge
+from compat.matrix import read_matrix
 from compat.records import SEVERITY, Check, Evidence, Measurement, Outcome
 from compat.store import read_run
 
@@ -30,7 +37,7 @@ CPU = "cpu"
 
 def context(attention: str = "sdpa", dtype: str = "bf16", quantization: str = "none", **more: Any) -> Context:
     """A cell of the llama probe."""
-    axes = {"model": "llama", "dtype": dtype, "attention": attention, "quantization": quantization}
+    axes = {"model": more.get("model", "llama"), "dtype": dtype, "attention": attention, "quantization": quantization}
     return Context(axes, more.get("device", CPU), more.get("real", False), frozenset(more.get("features", ())))
 
 
@@ -55,13 +62,14 @@ def _sent_home() -> dict[str, dict[str, str]]:
                 found[check.name] |= {m.name: m.better for m in check.measurements}
     sources = "".join(path.read_text(encoding="utf-8") for path in WORKER.rglob("*.py"))
     for rule in criteria().rules:
-        if rule.measurement not in found[rule.check] and f'"{rule.measurement}"' in sources:
+        if rule.measurement not in found[rule.check] and re.search(rf"\b{rule.measurement}\b", sources):
             found[rule.check][rule.measurement] = "lower"
     return found
 
 
 SENT_HOME = _sent_home()
 RULES = criteria().rules
+MODELS = tuple(read_matrix(matrices_folder() / "default-cpu.toml", "cpu").models.values())
 
 
 # -- the tables --------------------------------------------------------------------------------------------------
@@ -89,35 +97,51 @@ def test_every_rule_has_a_source_and_speaks_of_what_a_check_measures(rule: Rule)
 @pytest.mark.parametrize("rule", RULES, ids=lambda r: f"{r.check}-{r.measurement}-{RULES.index(r)}")
 def test_every_rule_holds_for_some_cell_and_names_known_values(rule: Rule) -> None:
     known = {"dtype": DTYPES.names, "attention": ATTENTION.names, "quantization": QUANTIZATIONS.names,
-             "device": DEVICE_TYPES, "real": ("yes", "no"), "feature": ("moe",)}  # fmt: skip
+             "device": DEVICE_TYPES, "real": ("yes", "no"), "feature": sorted({f for m in MODELS for f in m.features}),
+             "model": [m.name for m in MODELS]}  # fmt: skip
     for conditions in (rule.only, rule.excepted):
         for key, values in conditions.items():
             assert key in (*AXES, "device", "real", "feature"), f"{key} is nothing that a rule can ask"
-            assert set(values) <= set(known[key]), f"{key}: {values}"
-    shadowed_by = [r for r in RULES[: RULES.index(rule)] if (r.check, r.measurement) == (rule.check, rule.measurement)]
-    reached = [c for c in _all_contexts() if rule.holds(c) and not any(r.holds(c) for r in shadowed_by)]
+            assert all(fnmatch.filter(known[key], v) for v in values), f"{key}: {values}"
+    earlier = [
+        r
+        for r in RULES[: RULES.index(rule)]
+        if (r.check, r.measurement, r.band) == (rule.check, rule.measurement, rule.band)
+    ]
+    reached = [c for c in _all_contexts() if _speaks(rule, c) and not any(_speaks(r, c) for r in earlier)]
     assert reached, "an earlier rule decides for every cell: this one is never read"
 
 
+def _speaks(rule: Rule, at: Context) -> bool:
+    """Whether the row holds for a cell of which every figure is stored."""
+    return dataclasses.replace(rule, band=False).holds(at)
+
+
+@functools.cache
 def _all_contexts() -> list[Context]:
+    features = [(), *{(f,) for r in RULES for f in (*r.only.get("feature", ()), *r.excepted.get("feature", ()))}]
+    models = ["llama", *{m for r in RULES for m in r.only.get("model", ())}]
     return [
-        context(a, d, q, device=v, real=r, features=f)
+        context(a, d, q, device=v, real=r, features=f, model=m)
         for a in ATTENTION.names
         for d in DTYPES.names
         for q in QUANTIZATIONS.names
         for v in DEVICE_TYPES
         for r in (True, False)
-        for f in ((), ("moe",))
+        for f in features
+        for m in models
     ]
 
 
 def test_every_finding_that_is_used_has_an_outcome_and_every_outcome_is_used() -> None:
-    tree = ast.parse(Path(judging.__file__).read_text(encoding="utf-8"))
-    used = {n.elts[0].value for n in ast.walk(tree)
+    trees = [ast.parse(Path(str(m.__file__)).read_text(encoding="utf-8")) for m in (judging, kernel_paths)]
+    used = {n.elts[0].value for tree in trees for n in ast.walk(tree)
             if isinstance(n, ast.Tuple) and len(n.elts) == 2 and isinstance(n.elts[0], ast.Constant)
             and isinstance(n.elts[0].value, str) and isinstance(n.elts[1], (ast.JoinedStr, ast.Constant))
             and "-" in n.elts[0].value}  # fmt: skip
-    assert used == set(criteria().findings)
+    words = {n.value for tree in trees for n in ast.walk(tree) if isinstance(n, ast.Constant)}
+    assert used <= set(criteria().findings)
+    assert set(criteria().findings) <= words
 
 
 def test_no_finding_is_a_pass() -> None:
@@ -146,29 +170,11 @@ def _measurement(name: str, value: float | None, better: str = "lower") -> Measu
 
 def _clean(check: str, dtype: str = "bf16") -> dict[str, float | None]:
     """Values that pass, for every measurement of `check`."""
-    good = {
-        "compared_elements": 1e4,
-        "weights_compared": 1e4,
-        "decisive_tokens": 100.0,
-        "pipeline_compared": 8.0,
-        "judged_tokens": 8.0,
-        "drafts_rejected": 3.0,
-        "quantized_compared": 1e4,
-        "quantized_share": 1.0,
-        "weights_over_scheme": 1.0,
-        "cache_over_arithmetic": 1.0,
-        "prefill_rate": 1e3,
-        "attention_entropy": 0.7,
-        "yardstick_error": 2.0,
-        "ratio_rms": 1.0,
-        "ratio_token": 1.0,
-        "ratio_max": 1.0,
-        "neighbour_ratio_token": 1.0,
-        "kl_excess": -1.0,
-        "prefill_speedup_high": 1.0,
-        "decode_speedup_high": 1.0,
-    }
-    return {name: good.get(name, 0.0) for name in SENT_HOME[check]}
+    found: dict[str, float | None] = {}
+    for name, better in SENT_HOME[check].items():
+        bounds = [r.passes for r in RULES if (r.check, r.measurement) == (check, name) and not r.band]
+        found[name] = (max if better == "higher" else min)(bounds, default=0.0)
+    return found
 
 
 FACTS: dict[str, Any] = {
@@ -433,9 +439,11 @@ def test_an_interval_as_wide_as_the_ratio_states_nothing() -> None:
 
 
 def test_an_answer_becomes_a_record_that_can_be_stored() -> None:
-    answer = {"status": "ok", "seconds": 0.5, "seed": 7, "kernels": KERNELS, "facts": FACTS,
-              "measurements": [{"name": "weights_differing", "unit": "elements", "better": "lower", "values": [0.0],
-                                "value": 0.0, "method": "sum"}]}  # fmt: skip
+    measured = [
+        {"name": n, "unit": "elements", "better": SENT_HOME["load"][n], "values": [v], "value": v, "method": "sum"}
+        for n, v in _clean("load").items()
+    ]
+    answer = {"status": "ok", "seconds": 0.5, "seed": 7, "kernels": KERNELS, "facts": FACTS, "measurements": measured}
     check = judge("load", answer, context())
     assert (check.outcome, check.seconds, check.evidence.seed, check.evidence.kernels) == ("pass", 0.5, 7, KERNELS)
     assert msgspec.json.decode(msgspec.json.encode(check), type=Check) == check

@@ -300,6 +300,27 @@ def _margin(rule: Rule, measured: Sequence[tuple[float, str]]) -> list[str]:
     ]
 
 
+def _costs(options: Options, root: Path) -> str:
+    """Seconds of each check: in the eager cell, which pays for loading, reference and yardstick, and in the others."""
+    run = _run(options, root)
+    rows = []
+    for check in CHECKS.names:
+        own: dict[bool, list[float]] = {True: [], False: []}
+        for cell in run.cells:
+            own[cell.axes["attention"] == "eager"] += [
+                c.seconds for c in cell.checks if c.name == check and c.measurements
+            ]
+        if not own[True] or not own[False]:
+            continue
+        first, later = (statistics.fmean(own[k]) for k in (True, False))
+        saved = max(0.0, first - later) * len(own[False])
+        rows.append(
+            [code(check), f"{len(own[True]) + len(own[False]):,}", f"{first:.3f}", f"{later:.3f}", f"{saved:.0f}"]
+        )
+    head = ["check", "cells", "eager cell, s", "other cell, s", "saved by sharing, s"]
+    return f"From run {code(run.run.id)}, mean seconds:\n\n" + _table(head, rows, "lrrrr")
+
+
 # -- from compat's own tables ------------------------------------------------------------------------------------
 
 
@@ -421,6 +442,7 @@ GENERATORS: dict[str, tuple[Generator, dict[str, bool]]] = {
     "findings": (_findings, _RUN | {"outcomes": False}),
     "speed": (_speed, _RUN),
     "margins": (_margins, _RUN | {"check": False}),
+    "costs": (_costs, _RUN),
     "criteria": (_criteria, {"check": False}),
     "load-findings": (_own_findings, {}),
     "refusals": (_refusals, {}),
