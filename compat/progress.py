@@ -84,20 +84,8 @@ class BarProgress:
     """A bar with cells done, outcomes so far and the time left."""
 
     def __init__(self, plan: Plan, stream: TextIO) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
         self._count = _Count(plan)
-        self._progress: Any = Progress(
-            TextColumn("{task.completed}/{task.total} cells"),
-            BarColumn(bar_width=24),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.description}", markup=False),
-            console=Console(file=stream),
-            transient=True,
-        )
+        self._progress = _bar("cells", stream)
         self._task = self._progress.add_task("starting", total=self._count.cells)
         self._progress.start()
 
@@ -172,20 +160,8 @@ class SelfTestBar:
     """A bar with faults tried and killed so far."""
 
     def __init__(self, stream: TextIO, faults: int) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
         self._seen: Counter[str] = Counter()
-        self._progress: Any = Progress(
-            TextColumn("{task.completed}/{task.total} faults"),
-            BarColumn(bar_width=24),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.description}", markup=False),
-            console=Console(file=stream),
-            transient=True,
-        )
+        self._progress = _bar("faults", stream)
         self._task = self._progress.add_task("starting", total=faults)
         self._progress.start()
 
@@ -209,3 +185,20 @@ def selftest_listener(stream: TextIO | None, faults: int) -> SelfTestListener:
     if stream is None:
         return SelfTestSilence()
     return SelfTestBar(stream, faults) if stream.isatty() else SelfTestPlain(stream)
+
+
+def _bar(things: str, stream: TextIO) -> Any:
+    """A bar of done and total `things`, the time taken and left, and a line of text."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    return Progress(
+        TextColumn(f"{{task.completed}}/{{task.total}} {things}"),
+        BarColumn(bar_width=24),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}", markup=False),
+        console=Console(file=stream),
+        transient=True,
+    )

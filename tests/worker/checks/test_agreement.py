@@ -18,13 +18,6 @@ SDPA = "transformers.integrations.sdpa_attention:sdpa_attention_forward"
 LLAMA = "transformers.models.llama.modeling_llama"
 
 
-@pytest.fixture
-def patches() -> Any:
-    patches = Patches()
-    yield patches
-    patches.undo()
-
-
 @pytest.fixture(scope="module")
 def llama(probe_cache: Path) -> Group:
     return group("llama", "fp32", probe_cache)

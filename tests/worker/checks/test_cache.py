@@ -19,13 +19,6 @@ WALKS = {"batch", "beside", "single", "static", "long"}
 GENERATED = {"lookup", "turns", "assisted", "static generate"}
 
 
-@pytest.fixture
-def patches() -> Any:
-    patches = Patches()
-    yield patches
-    patches.undo()
-
-
 @pytest.fixture(scope="module")
 def llama(probe_cache: Path) -> Group:
     return group("llama", "fp32", probe_cache)

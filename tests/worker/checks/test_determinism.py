@@ -24,13 +24,6 @@ def llama(probe_cache: Path) -> Group:
     return group("llama", "fp32", probe_cache)
 
 
-@pytest.fixture
-def patches() -> Any:
-    patches = Patches()
-    yield patches
-    patches.undo()
-
-
 def _run(llama: Group) -> dict[str, Any]:
     return figures(determinism.run(llama, attention("sdpa")))
 

@@ -21,13 +21,6 @@ FLASH = "aten::_scaled_dot_product_flash_attention_for_cpu"
 TORCH_SDPA = "torch.nn.functional:scaled_dot_product_attention"
 
 
-@pytest.fixture
-def patches() -> Any:
-    patches = Patches()
-    yield patches
-    patches.undo()
-
-
 def _run(model: str, dtype: str, backend: str, cache: Path, **more: str) -> Report:
     """One run on a group of its own; eager loads first, as it does in a run."""
     own: Group = group(model, dtype, cache, **more)

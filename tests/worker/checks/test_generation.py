@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +29,6 @@ EXACT = (
     "pipeline_text_differences",
     "side_effects",
 )
-
-
-@pytest.fixture
-def patches() -> Iterator[Patches]:
-    patches = Patches()
-    yield patches
-    patches.undo()
 
 
 @pytest.fixture(scope="module")

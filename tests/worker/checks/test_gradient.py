@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +21,6 @@ from compat.worker.report import Report
 from compat.worker.training import IGNORED
 
 from .groups import MODELS, attention, figures, group
-
-
-@pytest.fixture
-def patches() -> Iterator[Patches]:
-    patches = Patches()
-    yield patches
-    patches.undo()
 
 
 @pytest.fixture(scope="module")

@@ -42,13 +42,6 @@ FAULTS = {
 }
 
 
-@pytest.fixture
-def patches() -> Any:
-    patches = Patches()
-    yield patches
-    patches.undo()
-
-
 @pytest.mark.parametrize(("model", "dtype"), [("llama", "bf16"), ("t5", "fp32"), ("mixtral", "bf16"), ("vit", "fp16")])
 def test_a_clean_stack_differs_in_nothing(model: str, dtype: str, probe_cache: Path) -> None:
     report = load.run(group(model, dtype, probe_cache), attention("eager"))

@@ -41,13 +41,6 @@ FAULTS = {  # the family, the scheme, and what must move
 }
 
 
-@pytest.fixture
-def patches() -> Any:
-    patches = Patches()
-    yield patches
-    patches.undo()
-
-
 @pytest.mark.parametrize("scheme", ["bnb-int8", "bnb-nf4", "bnb-nf4-dq", "bnb-fp4"])
 def test_a_clean_stack_is_exact_where_it_should_be(scheme: str, probe_cache: Path) -> None:
     own = group("llama", "bf16", probe_cache, scheme)

@@ -18,13 +18,6 @@ from compat.worker.trace import Trace
 from .groups import attention, figures, group
 
 
-@pytest.fixture
-def patches() -> Any:
-    patches = Patches()
-    yield patches
-    patches.undo()
-
-
 def _run(model: str, dtype: str, backend: str, cache: Path, **more: str) -> Report:
     own = group(model, dtype, cache, **more)
     own.loaded(attention("eager"))
