@@ -106,8 +106,8 @@ def test_what_the_stack_prints_or_reads_does_not_disturb_the_answers(
     _faulty(monkeypatch, "garbage")
     stored = run(write(tmp_path, TINY), tmp_path / "run", probe_cache)
     assert outcomes(stored) == outcomes(clean)
-    log = next((tmp_path / "run").glob("worker-*.log")).read_bytes()
-    assert b"garbage" in log, "what a library prints is kept as evidence"
+    logs = b"".join(log.read_bytes() for log in (tmp_path / "run").glob("worker-*.log"))
+    assert b"garbage" in logs, "what a library prints is kept as evidence, whichever worker had the model"
 
 
 def test_a_stack_that_asks_a_question_gets_no_answer_and_goes_on(
