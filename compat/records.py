@@ -61,6 +61,9 @@ class Measurement(Record, frozen=True):
     value: float | None = None
     ci95: tuple[float, float] | None = None
     method: str = ""
+    at: dict[str, float] = {}
+    """The point of a grid that it was measured at: `length` (tokens of the longest row), `batch` (rows), `padding` (share
+    of positions that are pads). Empty for what has no grid; one name may be measured at many points."""
 
 
 class ExceptionInfo(Record, frozen=True):
@@ -106,8 +109,12 @@ class Check(Record, frozen=True):
     evidence: Evidence = Evidence()
 
     def measurement(self, name: str) -> Measurement | None:
-        """The measurement of that name, or None."""
+        """The measurement of that name (the first point of a grid), or None."""
         return next((m for m in self.measurements if m.name == name), None)
+
+    def measured(self, name: str) -> tuple[Measurement, ...]:
+        """Every measurement of that name: one a point of the grid."""
+        return tuple(m for m in self.measurements if m.name == name)
 
 
 class Cell(Record, frozen=True):
