@@ -12,7 +12,8 @@ import tomllib
 from functools import cache
 from pathlib import Path
 
-from compat.axes import ATTENTION, QUANTIZATIONS
+from compat.axes import ATTENTION, DTYPES, QUANTIZATIONS
+from compat.device import memory_bytes, no_room
 from compat.matrix import CellSpec, Matrix, Model
 
 _NEEDS = {"flash_attention_2": "flash-attn", "flash_attention_3": "flash-attn-3", "flash_attention_4": "flash-attn-4"}
@@ -38,7 +39,30 @@ def missing(cell: CellSpec, model: Model, device: str) -> str:
     library = QUANTIZATIONS[cell.quantization].library
     if library and not _installed(library):
         return f"{library} is not installed"
+    weights = weights_bytes(cell, model)
+    if weights and (reason := no_room(weights, _memory(device), device)):
+        return reason
     return _model_missing(model)
+
+
+@cache
+def _memory(device: str) -> int | None:
+    return memory_bytes(device)
+
+
+def weights_bytes(cell: CellSpec, model: Model) -> int | None:
+    """Bytes of a shape's weights in `cell` by the scheme's arithmetic; None where its row does not count them.
+
+    What a weight-only scheme covers takes its bits and statistics, everything else the size of the dtype. Buffers, and
+    what an architecture keeps in fp32, are left out: the worker's own arithmetic (worker/load.py) has them.
+    """
+    if not model.shape or "parameters" not in model.row:
+        return None
+    scheme, size = QUANTIZATIONS[cell.quantization], DTYPES[cell.dtype].bytes
+    total, covered = int(model.row["parameters"]), int(model.row.get("linear_parameters", 0))
+    if not scheme.bits:
+        return total * size
+    return round(covered * (scheme.bits / 8 + scheme.overhead_bytes)) + (total - covered) * size
 
 
 def _model_missing(model: Model) -> str:
@@ -53,7 +77,29 @@ def _model_missing(model: Model) -> str:
 
 
 def estimate_seconds(matrix: Matrix, cells: tuple[CellSpec, ...]) -> float:
-    """Expected wall seconds of one worker for `cells`, from the measured means in costs.toml."""
-    costs = tomllib.loads((Path(__file__).parent / "costs.toml").read_text(encoding="utf-8"))[matrix.device]
-    kind = {name: "real" if model.real else "probe" for name, model in matrix.models.items()}
-    return float(sum(costs[kind[cell.model]].get(check, 0.0) for cell in cells for check in cell.checks))
+    """Expected wall seconds of one worker for `cells`, from the measured means in costs.toml; those of a shape hold for
+    a billion parameters."""
+    costs = _costs()[matrix.device]
+
+    def seconds(model: Model, check: str) -> float:
+        size = int(model.row.get("parameters", 1e9)) / 1e9 if model.shape else 1.0
+        return size * costs.get(_kind(model), {}).get(check, 0.0)
+
+    return sum(seconds(matrix.models[cell.model], check) for cell in cells for check in cell.checks)
+
+
+def not_estimated(matrix: Matrix, cells: tuple[CellSpec, ...]) -> int:
+    """How many of `cells` are of a kind whose seconds were never measured on this type of device."""
+    known = _costs()[matrix.device]
+    return sum(_kind(matrix.models[cell.model]) not in known for cell in cells)
+
+
+@cache
+def _costs() -> dict[str, dict[str, dict[str, float]]]:
+    text = (Path(__file__).parent / "costs.toml").read_text(encoding="utf-8")
+    costs: dict[str, dict[str, dict[str, float]]] = tomllib.loads(text)
+    return costs
+
+
+def _kind(model: Model) -> str:
+    return "shape" if model.shape else "real" if model.real else "probe"

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
+OWN = ("default", "speed")
+"""Matrices that are called by name."""
+
 _PACKAGE = Path(__file__).resolve().parent
 
 
 def matrices_folder() -> Path:
-    """The folder that holds default.toml and models.toml."""
+    """The folder that holds default.toml, speed.toml and models.toml."""
     installed = _PACKAGE / "matrices"
     return installed if installed.is_dir() else _PACKAGE.parent / "matrices"
 
 
 def matrix_path(named: str, folder: Path = Path()) -> Path:
-    """The matrix file that a user names, below `folder`; `default` is compat's own unless a file has that name."""
+    """The matrix file that a user names, below `folder`; `default` and `speed` are compat's own unless a file has that
+    name."""
     path = folder / named
-    return matrices_folder() / "default.toml" if named == "default" and not path.exists() else path
+    return matrices_folder() / f"{named}.toml" if named in OWN and not path.exists() else path

@@ -32,6 +32,8 @@ class CheckKind:
     tasks: tuple[str, ...] = ALL_TASKS
     only: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Axis -> values or patterns, for a check that has something to ask of these cells only."""
+    shapes: bool = False
+    """Whether it has something to ask of a model of random weights, of which only speed and memory mean anything."""
     exclusive: bool = False
     """Whether nothing else may run on the machine meanwhile (it measures time)."""
     timeout_seconds: float = 300.0
@@ -47,7 +49,11 @@ CHECKS = Registry(
     "check",
     (
         CheckKind(
-            "load", "does it load, and is what was asked for what runs?", tasks=EVERY_TASK, timeout_seconds=600.0
+            "load",
+            "does it load, and is what was asked for what runs?",
+            tasks=EVERY_TASK,
+            shapes=True,
+            timeout_seconds=600.0,
         ),
         CheckKind("agreement", "is it as close to the fp64 reference as eager in the same dtype is?", tasks=EVERY_TASK),
         CheckKind("padding", "does padding change anything that it must not?", tasks=TEXT_TASKS),
@@ -69,7 +75,9 @@ CHECKS = Registry(
         ),
         CheckKind("dispatch", "which kernels run, on every path and in every part of the model?", tasks=EVERY_TASK),
         CheckKind("work", "does it do more work than its arithmetic asks for?"),
-        CheckKind("speed", "how fast are prefill and decode against eager?", exclusive=True),
-        CheckKind("memory", "does it hold what its scheme says, before and after it runs?", tasks=EVERY_TASK),
+        CheckKind("speed", "how fast are prefill and decode against eager?", shapes=True, exclusive=True),
+        CheckKind(
+            "memory", "does it hold what its scheme says, before and after it runs?", tasks=EVERY_TASK, shapes=True
+        ),
     ),
 )

@@ -6,12 +6,16 @@ In: the driver's library through nvidia-ml-py, and CUDA_VISIBLE_DEVICES. Out: "c
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 DEVICE_TYPES = ("cpu", "cuda")
+
+WEIGHTS_SHARE = 0.8
+"""Most of a device's memory that weights may take: a cell beyond it is not loaded. What is left is for activations."""
 
 
 @dataclass(frozen=True)
@@ -61,23 +65,88 @@ def _nvidia_gpus() -> tuple[int, str]:
         return count, _text(nvml.nvmlDeviceGetName(nvml.nvmlDeviceGetHandleByIndex(0))) if count else ""
 
 
+def memory_bytes(kind: str) -> int | None:
+    """Memory of the smallest GPU, or of the host and the container that we run in; None where nothing says it."""
+    if kind == "cuda":
+        with _nvml() as nvml:
+            if nvml is None:
+                return None
+            handles = [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())]
+            return min((int(nvml.nvmlDeviceGetMemoryInfo(h).total) for h in handles), default=None)
+    try:
+        physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (OSError, ValueError):
+        return None
+    return min(physical, container_limit() or physical)
+
+
+def container_limit() -> int | None:
+    """Bytes that the control group of this process may hold; None without a limit."""
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            text = Path(path).read_text(encoding="ascii").strip()
+        except OSError:
+            continue
+        return int(text) if text.isdigit() else None
+    return None
+
+
+def no_room(needed: int, memory: int | None, where: str) -> str:
+    """Why weights of `needed` bytes are too much for a device with `memory` bytes (None: unknown); "" when they are
+    not."""
+    if not memory or needed <= WEIGHTS_SHARE * memory:
+        return ""
+    room = f"{WEIGHTS_SHARE:.0%} of the {memory / 2**30:.1f} GiB of {where}"
+    return f"its weights take {needed / 2**30:.1f} GiB, more than {room}"
+
+
 def driver_version() -> str:
     """The NVIDIA driver's version, or "" without one."""
     with _nvml() as nvml:
         return _text(nvml.nvmlSystemGetDriverVersion()) if nvml is not None else ""
 
 
+THROTTLING = ("HwSlowdown", "HwThermalSlowdown", "HwPowerBrakeSlowdown", "SwThermalSlowdown", "SwPowerCap")
+"""Reasons for lower clocks that come from heat or power, as NVML spells them."""
+
+
 def volatile(index: int = 0) -> dict[str, object]:
-    """Clocks, temperature and foreign processes of a GPU now; {} without one."""
+    """Clocks, temperature, power, reasons for lower clocks and processes of a GPU now; {} without one. What the driver
+    does not say is left out."""
+    found: dict[str, object] = {}
     with _nvml() as nvml:
         if nvml is None:
-            return {}
+            return found
         try:
             handle = nvml.nvmlDeviceGetHandleByIndex(index)
-            return {
-                "sm_clock_mhz": nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),
-                "temperature_celsius": nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU),
-                "processes": len(nvml.nvmlDeviceGetComputeRunningProcesses(handle)),
-            }
         except nvml.NVMLError:
-            return {}
+            return found
+        asked: dict[str, Callable[[], object]] = {
+            "sm_clock_mhz": lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),
+            "memory_clock_mhz": lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM),
+            "temperature_celsius": lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU),
+            "power_watts": lambda: nvml.nvmlDeviceGetPowerUsage(handle) / 1e3,
+            "throttling": lambda: _reasons(nvml, nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle)),
+            "processes": lambda: len(nvml.nvmlDeviceGetComputeRunningProcesses(handle)),
+        }
+        for name, ask in asked.items():
+            with suppress(nvml.NVMLError, AttributeError):
+                found[name] = ask()
+    return found
+
+
+def _reasons(nvml: Any, bits: int) -> list[str]:
+    masks = {name: int(getattr(nvml, f"nvmlClocksThrottleReason{name}", 0)) for name in THROTTLING}
+    return [name for name, mask in masks.items() if bits & mask]
+
+
+def energy_joules(index: int = 0) -> float | None:
+    """What a GPU has drawn since its driver was loaded; None where that is not counted (before Volta)."""
+    with _nvml() as nvml:
+        if nvml is None:
+            return None
+        try:
+            handle = nvml.nvmlDeviceGetHandleByIndex(index)
+            return float(nvml.nvmlDeviceGetTotalEnergyConsumption(handle)) / 1e3
+        except nvml.NVMLError:
+            return None

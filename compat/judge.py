@@ -9,7 +9,6 @@ from __future__ import annotations
 import fnmatch
 import math
 import re
-import statistics
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,13 +18,13 @@ from typing import Any
 
 import msgspec
 
-from compat import calibration, stats
+from compat import calibration, speed_figures
 from compat.axes import ATTENTION, DTYPES
 from compat.axes.attention import kernel_kind
 from compat.checks import CHECKS
 from compat.kernel_paths import path_findings
 from compat.matrix import Model
-from compat.records import SEVERITY, Cell, Check, Evidence, ExceptionInfo, Measurement, Outcome, Run
+from compat.records import SEVERITY, Cell, Check, Evidence, ExceptionInfo, Measurement, Outcome, Run, point_name
 
 _HERE = Path(__file__).parent
 
@@ -205,7 +204,8 @@ def judge(check: str, answer: Mapping[str, Any], context: Context, repro: str = 
     if status == "ok":
         measurements = derive(check, _measurements(answer["measurements"]), answer["facts"])
         evidence = Evidence(kernels=answer["kernels"], facts=answer["facts"], repro=repro, seed=answer.get("seed"))
-        return rejudge(Check(name=check, outcome=Outcome.PASS, seconds=seconds, attempts=attempts,
+        return rejudge(Check(name=check, outcome=Outcome.INCONCLUSIVE, reason="nothing was measured", seconds=seconds,
+                             attempts=attempts,
                              measurements=measurements, evidence=evidence), context)  # fmt: skip
     exception = ExceptionInfo(**answer["exception"]) if "exception" in answer else None
     facts = {k: answer[k] for k in ("phase", "stderr") if k in answer}
@@ -309,31 +309,8 @@ def _measurements(raw: Sequence[Mapping[str, Any]]) -> tuple[Measurement, ...]:
 
 
 def derive(check: str, measured: tuple[Measurement, ...], facts: Mapping[str, Any]) -> tuple[Measurement, ...]:
-    """Add what follows from raw paired seconds: speedups with their interval."""
-    if check != "speed":
-        return measured
-    added = []
-    for phase in ("prefill", "decode"):
-        own, base = facts.get(f"{phase}_seconds"), facts.get(f"{phase}_baseline_seconds")
-        if not own or not base:
-            continue
-        ratios = stats.paired_ratios(own, base)
-        low, high = stats.median_interval(ratios)
-        middle = statistics.median(ratios)
-        added.append(
-            Measurement(
-                name=f"{phase}_speedup",
-                unit="x",
-                better="higher",
-                values=tuple(_short(r) for r in ratios),
-                value=_short(middle),
-                ci95=(_short(low), _short(high)),
-                method="median of paired ratios, bootstrap",
-            )
-        )
-        added.append(_single(f"{phase}_speedup_high", high, "x", "higher"))
-        added.append(_single(f"{phase}_interval", (high - low) / middle, "of the median", "lower"))
-    return (*measured, *added)
+    """Add what follows from raw seconds: rates, speedups and their intervals."""
+    return (*measured, *speed_figures.figures(facts)) if check == "speed" else measured
 
 
 def _with_answer(check: Check, context: Context) -> Check:
@@ -359,30 +336,39 @@ def _short(value: float) -> float:
 
 
 def _by_rules(check: Check, context: Context) -> list[Verdict]:
-    """One verdict for each measurement that a rule speaks of; the first row that holds decides."""
+    """One verdict for each measurement (each point of a grid) that a rule speaks of; the first row that holds
+    decides."""
     verdicts: list[Verdict] = []
     decided: set[str] = set()
     for rule in criteria().rules:
         if rule.check != check.name or rule.measurement in decided or not rule.holds(context):
             continue
         decided.add(rule.measurement)
-        measured = check.measurement(rule.measurement)
-        if measured is None or measured.value is None:
-            # a figure that is not finite is counted in a measurement of its own
-            if rule.required or measured is not None:
-                reason = f"{rule.measurement} was not measured"
-                verdicts.append(Verdict(Outcome.INCONCLUSIVE, reason, f"{check.name}: {reason}"))
-            continue
-        unit = rule.unit(context)
-        outcome = rule.outcome(measured.value, measured.better, unit)
-        reason = _explained(rule, measured, outcome, unit)
-        own = check.measurement("candidate_error")
-        if outcome == Outcome.INCONCLUSIVE and rule.measurement == "yardstick_error" and own and own.value is not None:
-            reason = (
-                f"eager, the yardstick, is itself off: {reason}; this backend's own error is {own.value:.4g} {own.unit}"
-            )
-        verdicts.append(Verdict(outcome, reason, f"{check.name}: {rule.measurement}"))
+        found = check.measured(rule.measurement)
+        if rule.required and not found:
+            verdicts.append(_missing(rule))
+        verdicts += [_of_measurement(rule, check, measured, context) for measured in found]
     return verdicts
+
+
+def _missing(rule: Rule) -> Verdict:
+    reason = f"{rule.measurement} was not measured"
+    return Verdict(Outcome.INCONCLUSIVE, reason, f"{rule.check}: {reason}")
+
+
+def _of_measurement(rule: Rule, check: Check, measured: Measurement, context: Context) -> Verdict:
+    """What `rule` says of one measurement. A figure that is not finite is counted in a measurement of its own."""
+    if measured.value is None:
+        return _missing(rule)
+    unit = rule.unit(context)
+    outcome = rule.outcome(measured.value, measured.better, unit)
+    reason = _explained(rule, measured, outcome, unit)
+    own = check.measurement("candidate_error")
+    if outcome == Outcome.INCONCLUSIVE and rule.measurement == "yardstick_error" and own and own.value is not None:
+        reason = (
+            f"eager, the yardstick, is itself off: {reason}; this backend's own error is {own.value:.4g} {own.unit}"
+        )
+    return Verdict(outcome, reason, f"{check.name}: {rule.measurement}")
 
 
 def _explained(rule: Rule, measured: Measurement, outcome: Outcome, normal: float) -> str:
@@ -392,7 +378,8 @@ def _explained(rule: Rule, measured: Measurement, outcome: Outcome, normal: floa
     unit = "" if measured.unit == "ratio" else f" {measured.unit}"
     value = measured.value if measured.value is not None else float("nan")
     stored = f" ({rule.passes:.4g} times that of clean runs)" if rule.band else ""
-    return f"{rule.measurement} {value:.4g}{unit}, pass {sign} {rule.passes * normal:.4g}{stored}"
+    at = f" at {point_name(measured.at)}" if measured.at else ""
+    return f"{rule.measurement}{at} {value:.4g}{unit}, pass {sign} {rule.passes * normal:.4g}{stored}"
 
 
 # -- requested against effective ---------------------------------------------------------------------------------

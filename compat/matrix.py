@@ -20,18 +20,22 @@ from compat.axes import ATTENTION, AXES, DTYPES, QUANTIZATIONS, nearest
 from compat.builtin import matrices_folder
 from compat.checks import CHECKS, DEPTHS, EVERY_TASK
 from compat.device import DEVICE_TYPES
+from compat.speed_settings import SettingError, SpeedSettings, from_table
 
-SOURCES = ("probe", "package", "folder", "hub")
+SOURCES = ("probe", "shape", "package", "folder", "hub")
 
-_MATRIX_KEYS = ("title", "models", "axes", "include", "exclude", "checks", "settings", "device")
+_MATRIX_KEYS = ("title", "models", "axes", "include", "exclude", "checks", "settings", "speed", "device")
 _SETTINGS = {"seed": int, "depth": str, "timeout_seconds": (int, float), "memory_limit_bytes": int}
 _MODEL_KEYS: dict[str, Any] = {
     "source": str, "task": str, "type": str, "config": dict, "features": list, "package": str, "file": str,
     "distribution": str, "path": str, "repo": str, "revision": str, "seed": int, "query_gain": (int, float),
     "embedding_gain": (int, float), "routed_by_token": bool, "padding_sides": list, "trust_remote_code": bool,
-    "timeout_seconds": (int, float),
+    "timeout_seconds": (int, float), "parameters": int, "linear_parameters": int,
 }  # fmt: skip
-_REQUIRED = {"probe": ("type",), "package": ("package", "file", "distribution"), "folder": ("path",), "hub": ("repo",)}
+_REQUIRED = {
+    "probe": ("type",), "shape": ("type", "config"), "package": ("package", "file", "distribution"),
+    "folder": ("path",), "hub": ("repo",),
+}  # fmt: skip
 
 
 class MatrixError(ValueError):
@@ -57,19 +61,25 @@ class Model:
 
     @property
     def features(self) -> frozenset[str]:
-        """What the family has that others have not: `moe`, `window`, ..."""
-        return frozenset(self.row.get("features", ()))
+        """What the family has that others have not: `moe`, `window`, ...; a shape has `shape`."""
+        return frozenset(self.row.get("features", ())) | ({"shape"} if self.shape else frozenset())
 
     @property
     def digest(self) -> str:
         """Equal for equal rows: stored figures hold for the very model that they were measured on."""
-        content = {k: v for k, v in self.row.items() if k not in ("features", "timeout_seconds")}
+        aside = ("features", "timeout_seconds", "parameters", "linear_parameters")
+        content = {k: v for k, v in self.row.items() if k not in aside}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
     @property
     def real(self) -> bool:
         """Whether its weights are a real checkpoint's."""
-        return bool(self.row["source"] != "probe")
+        return self.row["source"] not in ("probe", "shape")
+
+    @property
+    def shape(self) -> bool:
+        """Whether it is a model at full size with random weights: for speed and memory only."""
+        return bool(self.row["source"] == "shape")
 
 
 @dataclass(frozen=True)
@@ -103,6 +113,8 @@ class Settings:
     """One of compat.checks.DEPTHS."""
     timeout_seconds: float | None = None
     memory_limit_bytes: int | None = None
+    speed: SpeedSettings = field(default_factory=SpeedSettings)
+    """What the speed check is asked to measure."""
 
 
 @dataclass(frozen=True)
@@ -223,8 +235,9 @@ def _model(file: Path, name: str, row: dict[str, Any], defaults: dict[str, Any])
             raise MatrixError(file, f"{key}.{part}", f"is required for source {source!r}")
     for feature in row.get("features", []):
         _typed(file, f"{key}.features", feature, str)
-    if not row.get("timeout_seconds", 1) > 0:
-        raise MatrixError(file, f"{key}.timeout_seconds", f"{row['timeout_seconds']!r} is not above 0")
+    for part in ("timeout_seconds", "parameters", "linear_parameters"):
+        if not row.get(part, 1) > 0:
+            raise MatrixError(file, f"{key}.{part}", f"{row[part]!r} is not above 0")
     for side in row.get("padding_sides", []):
         _one_of(file, f"{key}.padding_sides", side, ("left", "right"))
     complete = {**row, "name": name}
@@ -248,13 +261,29 @@ def _product(
     for axis in AXES:
         if axis not in block:
             raise MatrixError(path, f"{key}.{axis}", "is missing; every block names all four axes")
-    values = {axis: _names(path, f"{key}.{axis}", block[axis], known[axis], patterns=True) for axis in AXES}
+    shapes = tuple(name for name, model in models.items() if model.shape)
+    values = {
+        axis: _names(path, f"{key}.{axis}", block[axis], known[axis], True, shapes if axis == "model" else ())
+        for axis in AXES
+    }
     asked = _names(path, f"{key}.checks", block["checks"], CHECKS.names) if "checks" in block else checks
+    if "checks" in block and set(values["model"]) <= set(shapes):
+        _of_shapes(path, f"{key}.checks", asked)
     for combination in itertools.product(*values.values()):
         axes = dict(zip(AXES, combination, strict=True))
         task = models[axes["model"]].task
-        applicable = tuple(c for c in asked if CHECKS[c].applies(task, axes))
+        able = [c for c in asked if CHECKS[c].shapes or axes["model"] not in shapes]
+        applicable = tuple(c for c in able if CHECKS[c].applies(task, axes))
         yield CellSpec(**axes, checks=applicable)
+
+
+def _of_shapes(path: Path, key: str, asked: tuple[str, ...]) -> None:
+    """Refuse checks that a block of nothing but shapes names and that cannot be asked of them."""
+    for check in asked:
+        if not CHECKS[check].shapes:
+            able = [name for name in CHECKS.names if CHECKS[name].shapes]
+            problem = f"{check!r} says nothing of random weights, which all models of this block have"
+            raise MatrixError(path, key, f"{problem}; of a shape can be asked: {', '.join(able)}")
 
 
 def _exclusions(path: Path, data: dict[str, Any], models: dict[str, Model]) -> list[tuple[dict[str, Any], str]]:
@@ -295,7 +324,10 @@ def _settings(path: Path, data: dict[str, Any]) -> Settings:
             raise MatrixError(path, f"settings.{name}", f"{value!r} is not above 0")
     if "depth" in table:
         _one_of(path, "settings.depth", table["depth"], DEPTHS)
-    return Settings(**table)
+    try:
+        return Settings(**table, speed=from_table(_table(path, "speed", data.get("speed", {}))))
+    except SettingError as error:
+        raise MatrixError(path, f"speed.{error.key}", error.problem, error.hint) from error
 
 
 # -- values ------------------------------------------------------------------------------------------------------
@@ -335,15 +367,20 @@ def _one_of(file: Path, key: str, value: Any, known: tuple[str, ...]) -> str:
     return text
 
 
-def _names(file: Path, key: str, value: Any, known: tuple[str, ...], patterns: bool = False) -> tuple[str, ...]:
-    """A list of known names; with `patterns`, `*` and `?` stand for every known name that fits."""
+def _names(
+    file: Path, key: str, value: Any, known: tuple[str, ...], patterns: bool = False, in_full: tuple[str, ...] = ()
+) -> tuple[str, ...]:
+    """A list of known names; with `patterns`, `*` and `?` stand for every known name that fits and that is not among
+    those `in_full`, which have to be written out."""
     names: list[str] = []
     for item in _typed(file, key, value, list):
         text = _typed(file, key, item, str)
         if patterns and any(c in text for c in "*?"):
-            fitting = fnmatch.filter(known, text)
+            fitting = [name for name in fnmatch.filter(known, text) if name not in in_full]
             if not fitting:
-                raise MatrixError(file, key, f"pattern {text!r} fits nothing")
+                shapes = next(iter(fnmatch.filter(in_full, text)), "")
+                problem = " but shapes, which are written out" if shapes else ""
+                raise MatrixError(file, key, f"pattern {text!r} fits nothing{problem}", shapes)
             names += fitting
         else:
             names.append(_one_of(file, key, text, known))

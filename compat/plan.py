@@ -87,9 +87,10 @@ def select(
     return tuple(chosen)
 
 
-def by_exclusive(plan: Plan) -> tuple[Plan, Plan]:
-    """(checks that may run beside others, checks that need the machine to themselves), each as a plan of its own."""
-    exclusive = {(cell.id, check) for cell, check in plan.tasks if CHECKS[check].exclusive}
+def by_exclusive(plan: Plan, models: Set[str] = frozenset()) -> tuple[Plan, Plan]:
+    """(checks that may run beside others, checks that need the machine to themselves), each as a plan of its own; all
+    checks of `models` are among the latter."""
+    exclusive = {(c.id, check) for c, check in plan.tasks if CHECKS[check].exclusive or c.model in models}
     shared = {(cell.id, check) for cell, check in plan.tasks} - exclusive
     return without(plan, exclusive), without(plan, shared)
 

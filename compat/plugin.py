@@ -46,6 +46,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--compat-timeout", type=float, metavar="SECONDS", help="limit of every check")
     group.addoption("--compat-cache", type=Path, metavar="DIR", help="folder for checkpoints that compat makes")
     group.addoption("--compat-depth", choices=("quick", "standard", "deep"), help="how much each check looks at")
+    group.addoption(
+        "--compat-benchmark", action="store_true", help="hand the speed checks' samples to pytest-benchmark"
+    )
     group.addoption("--compat-seed", type=int, metavar="N", help="seed of inputs (default: the matrix's)")
 
 
@@ -55,6 +58,12 @@ def pytest_configure(config: pytest.Config) -> None:
     if getattr(config.option, "numprocesses", None) and _names_suites(config):
         raise pytest.UsageError(_NO_XDIST)
     config.pluginmanager.register(_State(config), "compat-state")
+    if config.getoption("--compat-benchmark"):
+        from compat.benchmark_export import NEEDS, Benchmarks
+
+        if not config.pluginmanager.has_plugin("benchmark"):
+            raise pytest.UsageError(NEEDS)
+        config.pluginmanager.register(Benchmarks(config), "compat-benchmarks")
 
 
 _NO_XDIST = (
@@ -145,6 +154,8 @@ class _State:
         self.folder: Path | None = None
         self._cells: tuple[CellSpec, ...] | None = None
         self._results: dict[tuple[str, str], Check] = {}
+        self._tested: set[tuple[str, str]] = set()
+        """(cell id, check) of the tests that have had their result."""
         self._arrived = threading.Condition()
 
     # -- collection ----------------------------------------------------------------------------------------------
@@ -203,7 +214,7 @@ class _State:
     @pytest.hookimpl(wrapper=True)
     def pytest_runtestloop(self, session: pytest.Session) -> Generator[None, object, object]:
         """Run the plan of the selected tests in the background while pytest goes through them."""
-        tasks = self._tasks(session.items)
+        tasks = {k: i for k, i in self._tasks(session.items).items() if i.get_closest_marker("skip") is None}
         if not tasks or self.config.option.collectonly:
             return (yield)
         self._start(frozenset(tasks))
@@ -249,6 +260,7 @@ class _State:
                 if (cell, check) not in self._results and not self.session.running:
                     self.session.raise_failure()
                     pytest.fail("the run ended before this check", pytrace=False)
+            self._tested.add((cell, check))
             return self._results[cell, check]
 
     def _end(self) -> None:
@@ -258,6 +270,9 @@ class _State:
         self.session.stop()
         self.run, self.folder = self.session.finish()
         write_reports(self.run, self.folder)
+        benchmarks = self.config.pluginmanager.get_plugin("compat-benchmarks")
+        if benchmarks is not None:
+            benchmarks.hand_over(self.run, [cell for cell, check in self._tested if check == "speed"])
 
     # -- report --------------------------------------------------------------------------------------------------
 

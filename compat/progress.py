@@ -1,4 +1,5 @@
-"""Showing how far a run is: a bar on a terminal, one line a load group in a pipe.
+"""Showing how far a run is: a bar on a terminal, one line a load group in a pipe; where cells take minutes, one line a
+cell in either.
 
 In: results as they come. Out: text on a stream; nothing else depends on it.
 """
@@ -80,6 +81,44 @@ class PlainProgress:
         """Nothing is left open."""
 
 
+class TimedProgress:
+    """One line a cell, with what its speed check found: a grid takes minutes a cell."""
+
+    def __init__(self, plan: Plan, stream: TextIO) -> None:
+        self._count = _Count(plan)
+        self._stream = stream
+        self._figures: dict[str, str] = {}
+        self._started = time.monotonic()
+
+    def result(self, cell: CellSpec, check: Check) -> None:
+        """Keep what was timed, and show it when the cell is complete."""
+        if check.name == "speed":
+            self._figures[cell.id] = timed_figures(check)
+        outcome = self._count.add(cell, check)
+        if outcome is not None:
+            at, elapsed = f"{self._count.done}/{self._count.cells}", time.monotonic() - self._started
+            figures = self._figures.pop(cell.id, "")
+            said = f"{cell.id}: {outcome}" + (f"; {figures}" if figures else "")
+            print(f"{at:>9} {elapsed:5.0f}s {said}", file=self._stream, flush=True)
+
+    def close(self) -> None:
+        """Nothing is left open."""
+
+
+def timed_figures(check: Check) -> str:
+    """The speedups of each phase from smallest to largest, or its rates where nothing was compared; "" for neither."""
+    said = []
+    for phase in ("prefill", "decode"):
+        for name, shape in ((f"{phase}_speedup", "{:.2f}x"), (f"{phase}_rate", "{:,.0f}/s")):
+            values = sorted(m.value for m in check.measured(name) if m.value is not None)
+            if values:
+                ends = dict.fromkeys(shape.format(v) for v in (values[0], values[-1]))
+                points = f" at {len(values)} points" if len(values) > 1 else ""
+                said.append(f"{phase} {' to '.join(ends)}{points}")
+                break
+    return ", ".join(said)
+
+
 class BarProgress:
     """A bar with cells done, outcomes so far and the time left."""
 
@@ -99,10 +138,12 @@ class BarProgress:
         self._progress.stop()
 
 
-def listener(plan: Plan, stream: TextIO, quiet: bool = False) -> Listener | None:
-    """What fits the stream; None for silence."""
+def listener(plan: Plan, stream: TextIO, quiet: bool = False, timed: bool = False) -> Listener | None:
+    """What fits the stream, and a run in which cells take minutes (`timed`); None for silence."""
     if quiet:
         return None
+    if timed:
+        return TimedProgress(plan, stream)
     return BarProgress(plan, stream) if stream.isatty() else PlainProgress(plan, stream)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -62,8 +62,8 @@ class Measurement(Record, frozen=True):
     ci95: tuple[float, float] | None = None
     method: str = ""
     at: dict[str, float] = {}
-    """The point of a grid that it was measured at: `length` (tokens of the longest row), `batch` (rows), `padding` (share
-    of positions that are pads). Empty for what has no grid; one name may be measured at many points."""
+    """The point of a grid that it was measured at: `length` (tokens of the longest row), `batch` (rows), `padding`
+    (share of positions that are pads). Empty for what has no grid; one name may be measured at many points."""
 
 
 class ExceptionInfo(Record, frozen=True):
@@ -207,6 +207,11 @@ class Run(Record, frozen=True):
     cells: tuple[Cell, ...]
     summary: Summary
     schema: str = SCHEMA
+
+
+def point_name(at: Mapping[str, float]) -> str:
+    """A point of a grid in words, `4x2048@0.3`: batch, length of the longest row, share of pads."""
+    return f"{at.get('batch', 0):g}x{at.get('length', 0):g}@{at.get('padding', 0):g}"
 
 
 def worst(outcomes: Iterable[Outcome]) -> Outcome:

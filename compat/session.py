@@ -21,16 +21,17 @@ from typing import Any
 
 import msgspec
 
-from compat import __version__, device, reproduce, store
+from compat import device, reproduce, run_start, store
 from compat.axes import ATTENTION, DTYPES
 from compat.axes.attention import kernel_kind
 from compat.execute.local import Configuration, LocalEngine
 from compat.execute.worker_process import default_memory_limit
-from compat.matrix import CellSpec, Matrix, Model, read_matrix
+from compat.matrix import CellSpec, Matrix, MatrixError, read_matrix
 from compat.plan import Plan, make_plan, select, without
-from compat.records import Cell, Check, Environment, FileIdentity, Gpu, Run, RunInfo, StackIdentity, summarize
+from compat.records import Cell, Check, Environment, Gpu, Run, StackIdentity, summarize
 from compat.selftest_result import last_figure
 from compat.sharper import linked
+from compat.speed_settings import SettingError, SpeedOptions, SpeedSettings, baselines
 
 RUNS_FOLDER = Path("compat-runs")
 
@@ -61,6 +62,8 @@ class Options:
     workers: int | None = None
     seed: int | None = None
     depth: str | None = None
+    speed: SpeedOptions | None = None
+    """Asks for the cells that have a speed check, and for these settings of it (None: the matrix's)."""
     timeout_seconds: float | None = None
     memory_limit_bytes: int | None = None
     cache: Path | None = None
@@ -80,6 +83,8 @@ class Session:
     results: list[store.Line]
     device: str
     lanes: tuple[str, ...]
+    speed: SpeedSettings = field(default_factory=SpeedSettings)
+    baselines: dict[str, CellSpec] = field(default_factory=dict)
     on_result: Callable[[CellSpec, Check], None] = lambda cell, check: None
     engine: LocalEngine | None = None
     started: float = field(default_factory=time.monotonic)
@@ -142,13 +147,17 @@ class Session:
             or default_memory_limit(len(self.lanes)),
             repro=self.repro,
             loads={x.cell: x.check for x in self.results if x.check.name == "load"},
+            speed=self.speed,
+            baselines=self.baselines,
         )
         return LocalEngine(self.remaining, configuration, self._record, self._described)
 
     def repro(self, cell: CellSpec, check: str) -> str:
         """A shell command that asks this check of this cell again."""
-        words = ["compat", "run", _shown(self.options.matrix), "--device", self.device, "--cells", cell.id]
-        return shlex.join([*words, "--checks", check])
+        own = check == "speed" and self.options.speed is not None
+        command = ["speed" if own else "run", run_start.shown(self.options.matrix)]
+        rest = self.speed.words() if own else ["--checks", check]
+        return shlex.join(["compat", *command, "--device", self.device, "--cells", cell.id, *rest])
 
     def _record(self, cell: CellSpec, check: Check) -> None:
         with self._lock:
@@ -243,21 +252,30 @@ def prepare(options: Options) -> Session:
     kind = detected.type if options.device == "auto" else options.device
     matrix = read_matrix(options.matrix, kind)
     cells = select(matrix.cells, options.patterns, options.checks, options.tasks)
+    if options.speed is not None:
+        cells = tuple(c for c in cells if "speed" in c.checks)
     if not cells:
-        raise SessionError(f"nothing selected: no cell of {options.matrix} fits {' '.join(options.patterns) or 'it'}")
+        what = "with a speed check " if options.speed is not None else ""
+        fits = " ".join(options.patterns) or "it"
+        raise SessionError(f"nothing selected: no cell {what}of {options.matrix} fits {fits}")
+    speed, baselines = _speed(options, matrix, cells)
     plan = make_plan(cells)
     lanes = _lanes(kind, options.workers, detected.count if detected.type == kind else 1)
-    started = datetime.now(UTC)
+    seed = matrix.settings.seed if options.seed is None else options.seed
+    settings = run_start.run_settings(seed, options.depth or matrix.settings.depth, speed)
     if options.resume is not None:
         header, results = store.read_journal(options.resume)
-        _same_plan(header, plan, matrix, options.resume)
-        _same_settings(header, options, matrix, options.resume)
+        if why := run_start.changed(header, plan, matrix, settings):
+            raise SessionError(f"{options.resume} cannot be resumed: {why}")
         journal = store.Journal(options.resume, None)
         folder = options.resume
     else:
+        started = datetime.now(UTC)
         run_id = f"{started:%Y%m%dT%H%M%SZ}-{kind}-{os.getpid()}"
         folder = options.out or RUNS_FOLDER / run_id
-        header = _header(run_id, started, options, matrix, kind, cells, lanes)
+        if options.patterns or options.checks:
+            settings["selected"] = {"cells": list(options.patterns), "checks": list(options.checks)}
+        header = run_start.header(run_id, started, options.argv, matrix, cells, settings | {"lanes": list(lanes)})
         results = []
         try:
             journal = store.Journal(folder, header)
@@ -267,7 +285,21 @@ def prepare(options: Options) -> Session:
             ) from None
         except OSError as error:
             raise SessionError(f"{folder}: the run's folder cannot be written: {error.strerror}") from error
-    return Session(options, matrix, plan, folder, header, journal, results, kind, lanes)
+    return Session(options, matrix, plan, folder, header, journal, results, kind, lanes, speed, baselines)
+
+
+def _speed(options: Options, matrix: Matrix, cells: Sequence[CellSpec]) -> tuple[SpeedSettings, dict[str, CellSpec]]:
+    """The speed check's settings, and cell id -> baseline. Raises MatrixError, or SessionError for an option."""
+    asked = options.speed
+    key = "speed.baseline" if asked is None or asked.baseline is None else "--baseline"
+    measured = [c for c in cells if "speed" in c.checks and not c.excluded]
+    try:
+        speed = matrix.settings.speed if asked is None else asked.over(matrix.settings.speed)
+        return speed, baselines(measured, matrix.cells, speed.baseline, key)
+    except SettingError as error:
+        if error.key.startswith("--"):
+            raise SessionError(f"{error} (matrix {matrix.path})") from error
+        raise MatrixError(matrix.path, error.key, error.problem, error.hint) from error
 
 
 def _lanes(kind: str, workers: int | None, devices: int) -> tuple[str, ...]:
@@ -278,48 +310,6 @@ def _lanes(kind: str, workers: int | None, devices: int) -> tuple[str, ...]:
     return tuple(f"cuda:{i % devices}" for i in range(workers))
 
 
-def _header(
-    run_id: str,
-    started: datetime,
-    options: Options,
-    matrix: Matrix,
-    kind: str,
-    cells: Sequence[CellSpec],
-    lanes: tuple[str, ...],
-) -> store.Header:
-    settings: dict[str, Any] = {
-        "title": matrix.title,
-        "seed": matrix.settings.seed if options.seed is None else options.seed,
-        "depth": options.depth or matrix.settings.depth,
-        "lanes": list(lanes),
-        "compat": __version__,
-        "models": {m: _traits(matrix.models[m]) for m in dict.fromkeys(c.model for c in cells)},
-    }
-    if options.patterns or options.checks:
-        settings["selected"] = {"cells": list(options.patterns), "checks": list(options.checks)}
-    info = RunInfo(
-        id=run_id,
-        started=f"{started:%Y-%m-%dT%H:%M:%SZ}",
-        argv=options.argv[:1] and (Path(options.argv[0]).name.replace("__main__.py", "compat"), *options.argv[1:]),
-        matrix=FileIdentity(path=_shown(matrix.path), sha256=matrix.sha256),
-        device=kind,
-        settings=settings,
-    )
-    planned = tuple(store.Planned(id=c.id, axes=c.axes, checks=c.checks, excluded=c.excluded) for c in cells)
-    return store.Header(journal=store.JOURNAL_SCHEMA, run=info, environment=Environment(), planned=planned)
-
-
-def _traits(model: Model) -> dict[str, Any]:
-    """What judging again must know of a model."""
-    return {
-        "source": model.row["source"],
-        "task": model.task,
-        "features": sorted(model.features),
-        "digest": model.digest,
-        "row": dict(model.row),
-    }
-
-
 def reproducer(run: Run, cell: Cell, check: Check) -> str:
     """The script that shows a failing check of a stored run, made from what is stored; "" where there is none."""
     row = run.run.settings.get("models", {}).get(cell.axes["model"], {}).get("row")
@@ -328,28 +318,6 @@ def reproducer(run: Run, cell: Cell, check: Check) -> str:
     how = str(cell.effective.get("how", "loaded"))
     packages = run.environment.packages
     return reproduce.script(check, reproduce.Subject(cell.id, cell.axes, row, run.run.device, packages, how))
-
-
-def _same_plan(header: store.Header, plan: Plan, matrix: Matrix, folder: Path) -> None:
-    if header.run.matrix.sha256 != matrix.sha256:
-        raise SessionError(
-            f"{folder} cannot be resumed: {matrix.path} or a models.toml that it uses has changed since; "
-            "start a new run instead"
-        )
-    planned = {(p.id, c) for p in header.planned if not p.excluded for c in p.checks}
-    if planned != {(cell.id, check) for cell, check in plan.tasks}:
-        raise SessionError(f"{folder} cannot be resumed: it was started for another selection of cells or checks")
-
-
-def _same_settings(header: store.Header, options: Options, matrix: Matrix, folder: Path) -> None:
-    asked = {"seed": options.seed, "depth": options.depth}
-    for name, own in asked.items():
-        now_asked = getattr(matrix.settings, name) if own is None else own
-        began = header.run.settings.get(name, now_asked)
-        if began != now_asked:
-            raise SessionError(
-                f"{folder} cannot be resumed: it was started with {name} {began}; start a new run instead"
-            )
 
 
 def effective(axes: Mapping[str, str], load: Check) -> dict[str, Any]:
@@ -402,23 +370,28 @@ def now() -> str:
     return f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
-def _shown(path: Path) -> str:
-    """`path` relative to the working directory where it lies below it."""
-    try:
-        return str(path.resolve().relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)
-
-
 def write_reports(run: Run, folder: Path) -> list[str]:
-    """Write report.md and report.html beside run.json; the names of all files a reader may want."""
-    from compat.render import render
-
+    """Write report.md (with its pictures) and report.html beside run.json; the names of all files a reader may want."""
     written = [store.RUN]
     for name, form in (("report.md", "markdown"), ("report.html", "html")):
-        store.write_whole(folder / name, render(run, form).encode("utf-8"))
+        write_report(run, folder / name, form)
         written.append(name)
     return written
+
+
+def write_report(run: Run, path: Path, form: str) -> None:
+    """Write one rendering of `run` to `path`; for Markdown its pictures too, into the folder `plots` beside it.
+
+    Raises OSError, and ValueError for an unknown format.
+    """
+    from compat.render import PLOTS, pictures, render
+
+    found = pictures(run) if form == "markdown" else {}
+    if found:
+        (path.parent / PLOTS).mkdir(exist_ok=True)
+    for name, content in found.items():
+        store.write_whole(path.parent / PLOTS / name, content.encode("utf-8"))
+    store.write_whole(path, render(run, form, plots=PLOTS if found else "").encode("utf-8"))
 
 
 def rejudged(run: Run) -> Run:

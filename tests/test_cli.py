@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from compat import store
-from compat.cli import FINDINGS, INTERNAL, INTERRUPTED, NOTHING, OK, USAGE, main
+from compat.cli import main
+from compat.exit_codes import FINDINGS, INTERNAL, INTERRUPTED, NOTHING, OK, USAGE
 from compat.matrix import CellSpec, read_matrix
 from compat.records import Outcome, Run
 from compat.store import read_journal, read_run

@@ -103,6 +103,54 @@ def test_own_models_stand_beside_and_over_those_of_compat(tmp_path: Path) -> Non
     assert not matrix.models["llama"].real
 
 
+SHAPE = '[models.big]\nsource = "shape"\ntype = "llama"\ntask = "causal-lm"\nconfig = { hidden_size = 64 }\n'
+
+
+def _with_shape(folder: Path, models: str, checks: str = "") -> tuple[CellSpec, ...]:
+    write(folder, SHAPE, "models.toml")
+    text = f'[axes]\nmodel = {models}\ndtype = ["fp32"]\nattention = ["eager"]\nquantization = ["none"]\n{checks}'
+    return read_matrix(write(folder, text), "cpu").cells
+
+
+def test_a_shape_is_asked_only_what_random_weights_can_answer(tmp_path: Path) -> None:
+    [big, llama] = _with_shape(tmp_path, '["big", "llama"]', 'checks = ["agreement", "speed", "load", "memory"]\n')
+    assert big.checks == ("speed", "load", "memory")
+    assert llama.checks == ("agreement", "speed", "load", "memory")
+    [alone] = _with_shape(tmp_path, '["big"]')
+    assert set(alone.checks) == {"load", "speed", "memory"}
+
+
+def test_a_block_of_shapes_that_names_another_check_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(MatrixError, match=r"'padding' says nothing of random weights.*load, speed, memory") as caught:
+        _with_shape(tmp_path, '["big"]', 'checks = ["load", "padding"]\n')
+    assert caught.value.key == "axes.checks"
+
+
+def test_a_pattern_takes_no_shape(tmp_path: Path) -> None:
+    names = {cell.model for cell in _with_shape(tmp_path, '["*"]')}
+    assert "llama" in names
+    assert not names & {"big", "llama-7b", "opt-350m"}
+    with pytest.raises(MatrixError, match="fits nothing but shapes, which are written out; nearest valid: 'big'"):
+        _with_shape(tmp_path, '["bi*"]')
+
+
+def test_a_shape_has_its_own_dimensions_and_a_feature(tmp_path: Path) -> None:
+    _with_shape(tmp_path, '["big"]')
+    big = read_matrix(tmp_path / "matrix.toml", "cpu").models["big"]
+    assert big.row["config"] == {"hidden_size": 64}, "none of the probes' defaults"
+    assert big.features == {"shape"}
+    assert big.shape
+    assert not big.real
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_speed_matrix_holds_shapes_and_the_default_one_none(device: str) -> None:
+    speed, default = (read_matrix(matrices_folder() / f"{name}.toml", device) for name in ("speed", "default"))
+    assert all(model.shape for model in speed.models.values())
+    assert {check for cell in speed.cells for check in cell.checks} == {"load", "speed", "memory"}
+    assert not any(model.shape for model in default.models.values())
+
+
 # -- bad matrices ------------------------------------------------------------------------------------------------
 
 AXES_TEXT = '[axes]\nmodel = ["llama"]\ndtype = ["fp32"]\nattention = ["eager"]\nquantization = ["none"]\n'
@@ -204,6 +252,12 @@ BAD_MODELS: dict[str, tuple[str, str, str]] = {
     "model is a string": ('[models]\nmine = "llama"\n', "models.mine", "not a dict"),
     "name with a slash": (PROBE.replace("models.mine", 'models."a/b"'), "models.a/b", "no slashes"),
     "name is empty": (PROBE.replace("models.mine", 'models.""'), "models.", "part of ids"),
+    "type of a shape missing": (
+        '[models.mine]\nsource = "shape"\nconfig = {}\ntask = "causal-lm"\n', "models.mine.type", "is required"),
+    "config of a shape missing": (
+        '[models.mine]\nsource = "shape"\ntype = "llama"\ntask = "causal-lm"\n', "models.mine.config", "is required"),
+    "no parameters": (PROBE + "parameters = 0\n", "models.mine.parameters", "not above 0"),
+    "parameters as text": (PROBE + 'parameters = "7B"\n', "models.mine.parameters", "is a str"),
     "repo missing": ('[models.mine]\nsource = "hub"\ntask = "causal-lm"\n', "models.mine.repo", "is required"),
     "path missing": ('[models.mine]\nsource = "folder"\ntask = "causal-lm"\n', "models.mine.path", "is required"),
     "path leaves the folder": (

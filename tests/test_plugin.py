@@ -115,3 +115,11 @@ def test_other_suites_are_left_alone(project: Path, pytester: pytest.Pytester) -
     result.assert_outcomes(passed=1)
     assert "compat:" not in "\n".join(result.outlines)
     assert not (project / "compat-runs").exists()
+
+
+def test_every_check_has_a_test_function() -> None:
+    from compat.checks import CHECKS
+    from compat.suites import test_matrix
+
+    asked = {name.removeprefix("test_") for name in vars(test_matrix) if name.startswith("test_")}
+    assert asked == set(CHECKS.names)

@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compat import selftest, selftest_result
-from compat.cli import FINDINGS, INTERRUPTED, OK, USAGE, main
+from compat.cli import main
+from compat.exit_codes import FINDINGS, INTERRUPTED, OK, USAGE
 from compat.faults import Fault, catalogue
 from compat.records import Check, Environment, Outcome
 from compat.render import render

@@ -18,12 +18,23 @@ from typing import Any
 from compat.axes import ATTENTION, QUANTIZATIONS
 from compat.axes.attention import KERNEL_KINDS
 from compat.checks import CHECKS
-from compat.execute.explaining import FAILED, LIMIT_SECONDS, Explainer, explain_request, explained
+from compat.execute.explaining import (
+    LIMIT_SECONDS,
+    Explainer,
+    asks,
+    explain_request,
+    explained,
+    lost_device,
+    raised_by,
+    unasked,
+)
+from compat.execute.paired import paired_answer
 from compat.execute.worker_process import Stopped, WorkerProcess
 from compat.judge import Context, broken, context_of, judge, not_run
 from compat.matrix import CellSpec, Model
-from compat.plan import LoadGroup, Plan, by_exclusive
+from compat.plan import LoadGroup, Plan, by_exclusive, make_plan
 from compat.records import WITHHELD, Check, Outcome
+from compat.speed_settings import SpeedSettings
 
 OnResult = Callable[[CellSpec, Check], None]
 OnEnvironment = Callable[[dict[str, Any]], None]
@@ -48,6 +59,9 @@ class Configuration:
     repro: Callable[[CellSpec, str], str] = lambda cell, check: ""
     loads: Mapping[str, Check] = field(default_factory=dict)
     """Cell id -> load check that is already known (a resumed run)."""
+    speed: SpeedSettings = field(default_factory=SpeedSettings)
+    baselines: Mapping[str, CellSpec] = field(default_factory=dict)
+    """Cell id -> the cell that its speed is compared with; eager of the same group for those that are not named."""
 
 
 class LocalEngine:
@@ -66,7 +80,9 @@ class LocalEngine:
         self.model_seconds = 0.0
         """Seconds that workers report as spent inside the stack under test."""
         alone = len(configuration.lanes) > 1
-        shared, timed = by_exclusive(plan) if alone else (plan, Plan((), ()))
+        # a full-size model is loaded once, and fills the memory that all lanes share
+        large = {name for name, model in configuration.models.items() if model.shape}
+        shared, timed = by_exclusive(plan, large) if alone else (plan, Plan((), ()))
         # real checkpoints take longest: last, they would leave the other lanes idle
         self._groups = deque(sorted(shared.groups, key=lambda g: alone and not configuration.models[g.model].real))
         self._timed = deque(timed.groups)
@@ -80,6 +96,7 @@ class LocalEngine:
         self._ended: list[threading.Event] = []
         """One a lane. Thread.is_alive will not do: until Python 3.13 it says False after Ctrl-C within Thread.join."""
         self._workers: dict[str, WorkerProcess] = {}
+        self._other: WorkerProcess | None = None
 
     def stop(self) -> None:
         """Ask every lane to end; returns at once."""
@@ -113,6 +130,8 @@ class LocalEngine:
         for ended in self._ended:
             while not ended.wait(0.1):  # short, so that Ctrl-C is seen
                 pass
+        if self._other is not None:
+            self._other.close()
         if self.failure is not None:
             raise self.failure
 
@@ -161,6 +180,7 @@ class LocalEngine:
             context = context_of(cell.axes, device, model)
             load = self._loads.get(cell.id)
             first = True
+            spec["speed"] = self._speed(cell, device)
             for check in cell.checks:
                 if self._stop.is_set():
                     raise Stopped
@@ -168,7 +188,7 @@ class LocalEngine:
                 result = not_run(check, why_not) if why_not else self._ask(worker, spec, cell, check, context)
                 effort = self._explainer.effort(cell.model, result, first)
                 first = first and not effort
-                if result.outcome in FAILED:
+                if asks(result):
                     result = self._explain(worker, spec, cell, result, context, effort)
                 if check == "load":
                     load = self._loads[cell.id] = result
@@ -176,7 +196,10 @@ class LocalEngine:
 
     def _ask(self, worker: WorkerProcess, spec: dict[str, Any], cell: CellSpec, check: str, context: Context) -> Check:
         request = check_request(check, spec, cell.attention, self.configuration.threads)
-        answer = worker.ask(request, self._timeout(cell, check))
+        if check == "speed" and self.configuration.speed.against:
+            answer = self._against(worker, request, self._timeout(cell, check))
+        else:
+            answer = worker.ask(request, self._timeout(cell, check))
         with self._lock:
             self.model_seconds += answer.get("model_seconds", 0.0)
         result = judge(check, answer, context, self.configuration.repro(cell, check))
@@ -184,22 +207,52 @@ class LocalEngine:
             worker.close()
         return result
 
+    def _against(self, worker: WorkerProcess, request: dict[str, Any], timeout_seconds: float) -> dict[str, Any]:
+        """The answer of a speed check whose baseline is the same cell in the other environment."""
+        if self._other is None:
+            folder, limit = self.configuration.folder, self.configuration.memory_limit_bytes
+            name = f"worker-against-{worker.stderr.stem}.log"
+            self._other = WorkerProcess(folder / name, limit, self._stop.is_set, self.configuration.speed.against)
+            self._workers["against"] = self._other
+            self._other.start()
+        return paired_answer(worker, self._other, (request, request), timeout_seconds)
+
     def _explain(
         self, worker: WorkerProcess, spec: dict[str, Any], cell: CellSpec, check: Check, context: Context, effort: str
     ) -> Check:
         """`check` with what the worker found of its cause; its outcome stays."""
         limits = broken(check, context)
+        if lost_device(check):
+            return explained(check, limits, unasked(check, self.configuration.seed))
         if not effort:
             return explained(check, limits, None)
         request = check_request(check.name, spec, cell.attention, self.configuration.threads)
         started = time.monotonic()
-        answer = worker.ask(explain_request(request, limits, effort), LIMIT_SECONDS)
+        answer = worker.ask(explain_request(request, limits, effort, raised_by(check, limits)), LIMIT_SECONDS)
         self._explainer.took(time.monotonic() - started)
+        if answer.get("device_lost"):
+            worker.close()
         return explained(check, limits, answer)
 
     def _timeout(self, cell: CellSpec, check: str) -> float:
-        own = self.configuration.models[cell.model].row.get("timeout_seconds")
-        return float(own or self.configuration.timeout_seconds or CHECKS[check].timeout_seconds)
+        settings = self.configuration
+        own = settings.models[cell.model].row.get("timeout_seconds")
+        if settings.timeout_seconds and not own:
+            return settings.timeout_seconds
+        grid = settings.speed.patience_seconds if check == "speed" else 0.0
+        return float(own or CHECKS[check].timeout_seconds) + grid
+
+    def _speed(self, cell: CellSpec, device: str) -> dict[str, Any]:
+        """What the speed check of `cell` is asked, see worker.group.GroupSpec; {} for its own single point."""
+        settings = self.configuration
+        baseline = settings.baselines.get(cell.id)
+        if baseline is None:
+            return settings.speed.request()
+        (group,) = make_plan([baseline]).groups
+        model = settings.models[baseline.model]
+        spec = group_spec(group, model, device, settings.cache, settings.seed, settings.depth)
+        named = {"group": spec, "attention": _attention(baseline.attention), "cell": baseline.id}
+        return settings.speed.request() | {"baseline": named}
 
 
 def check_request(check: str, spec: dict[str, Any], attention: str, threads: int) -> dict[str, Any]:

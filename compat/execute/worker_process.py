@@ -6,6 +6,7 @@ In: a request (a dict that the worker understands). Out: its answer, or an answe
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
@@ -13,11 +14,15 @@ import queue
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+from compat.device import container_limit
 
 POLL_SECONDS = 0.05
 START_SECONDS = 300.0
@@ -67,7 +72,7 @@ class WorkerProcess:
             stderr=log,
             text=True,
             encoding="utf-8",
-            env=_environment(),
+            env=_environment(self.python),
             start_new_session=True,  # Ctrl-C in the terminal is for the parent
         )
         log.close()
@@ -169,18 +174,31 @@ def _pump(process: subprocess.Popen[str], lines: queue.Queue[str | None]) -> Non
     lines.put(None)
 
 
-def _environment() -> dict[str, str]:
-    """The parent's environment, with compat importable and libraries told to keep quiet."""
-    package_parent = str(Path(__file__).resolve().parents[2])
-    paths = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
+def _environment(python: str = sys.executable) -> dict[str, str]:
+    """The parent's environment, with compat importable and libraries told to keep quiet. Another interpreter gets
+    compat and nothing else of the parent's paths: its packages are the ones under test."""
+    if python == sys.executable:
+        paths = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
+        paths.append(str(Path(__file__).resolve().parents[2]))
+    else:
+        paths = [_compat_alone()]
     return {
         "TOKENIZERS_PARALLELISM": "false",
         "OMP_WAIT_POLICY": "passive",  # spinning threads stall each other when anything else runs on the machine
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         **os.environ,
-        "PYTHONPATH": os.pathsep.join([*paths, package_parent]),
+        "PYTHONPATH": os.pathsep.join(paths),
     }
+
+
+@cache
+def _compat_alone() -> str:
+    """A folder that holds compat (by a link) and no other package; it goes with this process."""
+    folder = tempfile.TemporaryDirectory(prefix="compat-package-")
+    atexit.register(folder.cleanup)
+    (Path(folder.name) / "compat").symlink_to(Path(__file__).resolve().parents[1], target_is_directory=True)
+    return folder.name
 
 
 def _resident_bytes(pid: int) -> int:
@@ -208,17 +226,7 @@ def default_memory_limit(workers: int = 1) -> int | None:
             available = next(int(x.split()[1]) * 1024 for x in file if x.startswith("MemAvailable"))
     except (OSError, StopIteration):
         return None
-    return int(0.85 * min(available, _cgroup_limit() or available) / workers)
-
-
-def _cgroup_limit() -> int | None:
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            text = Path(path).read_text(encoding="ascii").strip()
-        except OSError:
-            continue
-        return int(text) if text.isdigit() else None
-    return None
+    return int(0.85 * min(available, container_limit() or available) / workers)
 
 
 def _gib(count: int) -> str:

@@ -14,12 +14,16 @@ if TYPE_CHECKING:
 FORMATS: tuple[str, ...] = ("terminal", "markdown", "html", "json")
 """Every name that `render` takes."""
 
+PLOTS = "plots"
+"""Folder of a page's pictures, beside the page."""
 
-def render(run: Run, format: str, *, width: int = 80, color: bool = False, ascii: bool = False) -> str:
+
+def render(run: Run, format: str, *, width: int = 80, color: bool = False, ascii: bool = False, plots: str = "") -> str:
     """`run` as text in one of `FORMATS`, ending in a newline.
 
     `width` (columns, at least 40), `color` (escape codes) and `ascii` (no glyph beyond ASCII in marks) concern
-    `terminal` only. Raises `ValueError` for an unknown format.
+    `terminal` only; `plots` is the folder of the pictures (see `pictures`) as seen from a `markdown`
+    page. Raises `ValueError` for an unknown format.
     """
     match format:
         case "terminal":
@@ -29,7 +33,7 @@ def render(run: Run, format: str, *, width: int = 80, color: bool = False, ascii
         case "markdown":
             from compat.render.markdown import render_markdown
 
-            return render_markdown(run)
+            return render_markdown(run, plots=plots)
         case "html":
             from compat.render.html import render_html
 
@@ -39,3 +43,14 @@ def render(run: Run, format: str, *, width: int = 80, color: bool = False, ascii
 
             return encode_run(run).decode()
     raise ValueError(f"unknown format {format!r}; one of: {', '.join(FORMATS)}")
+
+
+def pictures(run: Run) -> dict[str, str]:
+    """Every plot of `run` as an SVG file that stands alone: file name -> content."""
+    from importlib import resources
+
+    from compat.render.exhibits import plots, sections
+    from compat.render.plots import picture
+
+    css = resources.files(__package__).joinpath("plots.css").read_text(encoding="utf-8")
+    return {f"{plot.name}.svg": picture(plot, css) for plot in plots(sections(run))}

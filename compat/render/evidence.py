@@ -5,6 +5,7 @@ In: evidence and cells of a run, whose content is not trusted. Out: short texts,
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -27,6 +28,13 @@ def begins(evidence: Evidence) -> str:
     figures = [v for k in ("ratio_rms", "ratio_token") if (v := _number(first.get(k))) is not None]
     told = f" ({figure(max(figures))}x the error that is normal there)" if figures else ""
     return f"{one_line(evidence.diverges_at, 200)}{told}{'; then ' + ', '.join(later) if later else ''}"
+
+
+def parted(text: str) -> tuple[str, str]:
+    """What `begins` says, as the first module and the words after it."""
+    module = re.match(r"[^ ;]*", text)
+    end = module.end() if module else 0
+    return text[:end], text[end:]
 
 
 def smallest(evidence: Evidence) -> str:
@@ -53,7 +61,10 @@ def _call(case: dict[str, Any]) -> str:
     images = case.get("images")
     if isinstance(images, dict):
         return f"one forward of {plural(len(_list(images.get('which'))), 'image')}"
+    drawn = case.get("drawn")
     lengths = [len(_list(row)) for row in _list(case.get("rows"))]
+    if isinstance(drawn, dict):
+        lengths = [int(_number(n) or 0) for n in _list(drawn.get("lengths"))]
     rows = f"{plural(len(lengths), 'row')} of {_span(lengths)} {'token' if set(lengths) == {1} else 'tokens'}"
     kind, width = case.get("kind"), _number(case.get("length"))
     pads = [int(width) - n for n in lengths] if width is not None else []
@@ -69,15 +80,25 @@ def _call(case: dict[str, Any]) -> str:
         cache = label(str(case.get("cache")), 20)
         return f"{rows}{padded}, fed {_steps(case.get('steps'))} at a time through a {cache} cache"
     if kind == "generate":
-        return f"{plural(int(_number(case.get('new')) or 0), 'token')} generated from {rows}{padded}"
+        given = case.get("settings")
+        names = ", ".join(label(str(k), 60) for k in given) if isinstance(given, dict) else ""
+        new = plural(int(_number(case.get("new")) or 0), "token")
+        return f"{new} generated from {rows}{padded}" + (f", with {names}" if names else "")
     if kind == "replay":
         given = case.get("settings")
         names = ", ".join(label(str(k), 60) for k in given) if isinstance(given, dict) else ""
         new = plural(int(_number(case.get("new")) or 0), "token")
         return f"{new} generated from {rows}{padded}, with {names or 'no settings'}"
+    if kind == "train":
+        return f"a training step of {rows}"
+    if isinstance(kind, str) and kind in _WHOLE:
+        return _WHOLE[kind]
     if kind == "repeat":
         return f"the same forward of {rows} again"
     return f"a call of kind {label(str(kind), 40)}"
+
+
+_WHOLE = {"load": "loading it", "switch": "switching attention", "save": "saving it and loading it again"}
 
 
 def _steps(steps: Any) -> str:

@@ -9,7 +9,7 @@ import json
 import math
 from typing import Any
 
-from compat.records import Measurement
+from compat.records import Measurement, point_name
 from compat.render.inert import clip, label, visible
 
 NOT_FINITE = "not finite"
@@ -56,7 +56,8 @@ def duration(seconds: float) -> str:
 
 def measured(measurement: Measurement) -> str:
     """The measurement on one line: name, value, interval."""
-    text = f"{label(measurement.name, 60)} = {figure(measurement.value, measurement.unit)}"
+    at = f" at {point_name(measurement.at)}" if measurement.at else ""
+    text = f"{label(measurement.name, 60)}{at} = {figure(measurement.value, measurement.unit)}"
     if measurement.ci95 is not None:
         low, high = measurement.ci95
         text += f" (95% interval {figure(low)} to {figure(high, measurement.unit)})"

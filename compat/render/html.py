@@ -19,13 +19,16 @@ import jinja2
 import msgspec
 from markupsafe import Markup
 
-from compat.records import BAD, Cell, Check, Evidence, Measurement, Run
-from compat.render.evidence import begins, kernels, script, sharper, smallest
+from compat.records import BAD, Cell, Check, Evidence, Measurement, Run, point_name
+from compat.render.evidence import begins, kernels, parted, script, sharper, smallest
 from compat.render.figures import duration, figure, flat, plain, plural, ratio
 from compat.render.grids import AXES, Grid, Panel, axis_value, in_order
 from compat.render.groups import Group
+from compat.render.html_exhibits import html_sections
 from compat.render.inert import clip, label, one_line, visible
-from compat.render.speed import PHASES, Speed, Speedups
+from compat.render.palette import css_variables
+from compat.render.speed import PHASES, Speed, SpeedRow, Speedups
+from compat.render.speed_text import LEGEND
 from compat.render.summary import READING_ORDER, Report, summarise
 from compat.render.symbols import ABSENT, SYMBOLS, Symbol, symbol
 
@@ -39,7 +42,7 @@ LOWEST_POWER, HIGHEST_POWER = -6, 10
 def render_html(run: Run) -> str:
     """`run` as one self-contained page."""
     report = summarise(run, pattern_limit=8)
-    style, script = _resource("report.css"), _resource("report.js")
+    style, script = css_variables() + _resource("report.css") + _resource("plots.css"), _resource("report.js")
     numbers = {id(cell): number for number, cell in enumerate(run.cells)}
     return _template().render(
         title=f"compat {label(run.run.id)}",
@@ -55,6 +58,8 @@ def render_html(run: Run) -> str:
         check_head=[symbol(o) for o in READING_ORDER if _occurs(o.value, report)],
         check_rows=_check_rows(report),
         charts=_charts(report.speed),
+        sections=list(html_sections(report.sections)),
+        legend=LEGEND,
         command=visible(report.command),
         data=Markup(_data(run, report)),
         style=Markup(style),
@@ -140,7 +145,7 @@ def _group(number: int, group: Group, run: Run) -> dict[str, Any]:
         "reason": group.reason,
         "worst": group.worst,
         "example": label(group.example, 200),
-        "diverges_at": group.diverges_at,
+        "diverges_at": parted(group.diverges_at),
         "smallest": group.smallest,
         "kernels": group.kernels,
         "script": group.script,
@@ -189,15 +194,19 @@ def _charts(speed: Speed) -> list[dict[str, Any]]:
         box = at(p.quartile_low)
         width = max(at(p.quartile_high) - box, 0.4)
         places = (f"{x:.2f}%" for x in (at(p.low), at(p.high), box, width, at(p.median)))
-        return Bar(label(attention), p, *places)
+        return Bar(attention, p, *places)
 
     step = max(1, (high - low) // 6)
     ticks = [(f"{100 * (power - low) / (high - low):.2f}%", f"{2.0**power:g}x") for power in range(low, high + 1, step)]
     charts = []
     for phase in PHASES:
-        bars = [bar(row.attention, p) for row in speed.rows if (p := row.phase(phase))]
+        bars = [bar(_row_name(row), p) for row in speed.rows if (p := row.phase(phase))]
         charts.append({"phase": phase, "bars": bars, "ticks": ticks, "one": f"{at(1.0):.2f}%"})
     return [chart for chart in charts if chart["bars"]]
+
+
+def _row_name(row: SpeedRow) -> str:
+    return f"{label(row.attention)}, {row.at}" if row.at else label(row.attention)
 
 
 def _data(run: Run, report: Report) -> str:
@@ -264,7 +273,7 @@ def _check(check: Check, number: int, metrics: dict[tuple[str, str, str], int]) 
                 "m": [_measurement(m, metrics) for m in check.measurements],
                 "k": [(label(name), count) for name, count in sorted(evidence.kernels.items(), key=lambda k: -k[1])],
                 "x": _exception(evidence),
-                "d": begins(evidence),
+                "d": list(parted(told)) if (told := begins(evidence)) else None,
                 "i": smallest(evidence),
                 "v": kernels(evidence),
                 "w": script(evidence),
@@ -283,7 +292,7 @@ def _filled(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _measurement(measurement: Measurement, metrics: dict[tuple[str, str, str], int]) -> list[Any]:
-    """Metric number, value, interval and count of samples. The samples themselves stay in run.json."""
+    """Metric number, value, interval, count of samples, and the point of a grid. The samples stay in run.json."""
     better = {"lower": "lower is better", "higher": "higher is better", "equal": "has a target"}.get(
         measurement.better, ""
     )
@@ -292,7 +301,14 @@ def _measurement(measurement: Measurement, metrics: dict[tuple[str, str, str], i
     interval = ""
     if measurement.ci95 is not None:
         interval = f"{figure(measurement.ci95[0])} to {figure(measurement.ci95[1], measurement.unit)}"
-    return [number, figure(measurement.value, measurement.unit), interval, len(measurement.values)]
+    at = point_name(measurement.at) if measurement.at else ""
+    return [
+        number,
+        figure(measurement.value, measurement.unit),
+        interval,
+        len(measurement.values),
+        *([at] if at else []),
+    ]
 
 
 def _exception(evidence: Evidence) -> list[str] | None:

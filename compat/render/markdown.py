@@ -15,6 +15,7 @@ from compat.render.figures import bare_ratio, plural, ratio
 from compat.render.grids import Grid, Panel, panels
 from compat.render.groups import Group
 from compat.render.inert import label, visible
+from compat.render.markdown_exhibits import exhibit_parts
 from compat.render.speed import PHASES, Speed
 from compat.render.summary import READING_ORDER, Report, headline_place, summarise
 from compat.render.symbols import SYMBOLS, Symbol, symbol
@@ -22,11 +23,14 @@ from compat.render.symbols import SYMBOLS, Symbol, symbol
 SHOWN_PANELS = 2
 """Panels that are open at first; the others fold."""
 
-_PLAIN_CODE = re.compile(r"[A-Za-z0-9_.,:;/{}*+=()#%\[\]'\" -]*[A-Za-z0-9_.,:;/{}*+=()#%\[\]'\"-]")
+_PLAIN_CODE = re.compile(r"[A-Za-z0-9_.,:;/{}*+=()#%\[\]'\" ?~-]*[A-Za-z0-9_.,:;/{}*+=()#%\[\]'\"?~-]")
 
 
-def render_markdown(run: Run) -> str:
-    """`run` as a page that GitHub renders, ending in a newline."""
+def render_markdown(run: Run, *, plots: str = "") -> str:
+    """`run` as a page that GitHub renders, ending in a newline.
+
+    `plots` is the folder of its pictures as seen from the page (`plots`); without it the page has their tables alone.
+    """
     report = summarise(run, pattern_limit=8)
     parts = [*_verdict(report), *_environment(report)]
     for number, panel in enumerate(report.panels):
@@ -38,6 +42,7 @@ def render_markdown(run: Run) -> str:
         *_failures(report),
         *_not_asked(report),
         *_speed(report.speed),
+        *exhibit_parts(report.sections, plots, _table, _fold, lambda text: code(text), _plain),
         *_checks(report),
     ]
     if report.command:
@@ -87,7 +92,7 @@ def _plain(text: str) -> str:
 def _reference(char: str, before: str, after: str) -> str:
     """`char` as itself or as a reference; a zero-width space parts an at or number sign from the name that follows."""
     harmless = char.isalnum() or char in " ,;()=%+-/'" or ord(char) > 127
-    if harmless or (char == "." and not before.isalpha()) or (char == ":" and after == " "):
+    if harmless or (char == "." and (not before.isalpha() or after == " ")) or (char == ":" and after == " "):
         return char
     return f"&#{ord(char)};" + ("&#8203;" if char in "@#" else "")
 
@@ -212,15 +217,19 @@ def _not_asked(report: Report) -> Iterator[str]:
 def _speed(speed: Speed) -> Iterator[str]:
     if not speed.rows and not speed.left_out:
         return
+    at = f" at {code(speed.at)}" if speed.at else ""
     yield (
-        "## Speed against eager\n\nMedian over cells, range in brackets; faster and slower: cells whose 95% interval "
-        f"lies wholly above or below 1. {plural(speed.left_out, 'cell')} left out that fail another check."
+        f"## Speed against eager\n\nMedian over cells{at}, range in brackets; faster and slower: cells whose 95% "
+        f"interval lies wholly above or below 1. {plural(speed.left_out, 'cell')} left out that fail another check."
     )
     head = ["attention", "cells", *(f"{phase}{more}" for phase in PHASES for more in ("", " faster / slower"))]
     rows = []
     for row in speed.rows:
         phases = [row.phase(phase) for phase in PHASES]
-        texts = [code(row.attention, 60), f"{max((p.cells for p in phases if p), default=0):,}"]
+        texts = [
+            code(f"{row.attention}, {row.at}" if row.at else row.attention, 90),
+            f"{max((p.cells for p in phases if p), default=0):,}",
+        ]
         for p in phases:
             texts += (
                 [f"{ratio(p.median)} ({bare_ratio(p.low)} to {bare_ratio(p.high)})", f"{p.faster:,} / {p.slower:,}"]

@@ -194,13 +194,13 @@
     const box = make("details", { className: "check", open: !["pass", "not-run"].includes(slugs[c.o]) },
       make("summary", {}, mark(c.o), " ", make("b", {}, data.checks[c.n]), " " + word, make("span", { className: "time" }, (c.t ? c.t + " attempts, " : "") + (c.s || ""))));
     if (c.r) box.append(make("p", {}, c.r));
-    if (c.d) box.append(make("p", {}, "First module that leaves the yardstick: ", make("code", {}, c.d)));
+    if (c.d) box.append(make("p", {}, "First module that leaves the yardstick: ", make("code", {}, c.d[0]), c.d[1]));
     if (c.i) box.append(make("p", {}, "Smallest failing call: " + c.i + (c.v ? "; kernels " + c.v : "")));
     if (c.w) box.append(make("p", {}, "Shown alone by ", make("code", {}, c.w)));
     if (c.m) {
-      box.append(make("h4", {}, "Measurements"), table(["name", "value", "95% interval", "samples"], c.m.map(([metric, value, interval, count]) => {
+      box.append(make("h4", {}, "Measurements"), table(["name", "value", "95% interval", "samples"], c.m.map(([metric, value, interval, count, at]) => {
         const [name, better, method] = data.metrics[metric];
-        return make("tr", { title: [better, method].filter(Boolean).join("; ") }, make("th", { scope: "row" }, name),
+        return make("tr", { title: [better, method].filter(Boolean).join("; ") }, make("th", { scope: "row" }, name + (at ? " at " + at : "")),
           make("td", { className: "num" }, value), make("td", { className: "num" }, interval || "-"), make("td", { className: "num" }, String(count || "-")));
       })));
     }

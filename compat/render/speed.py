@@ -1,9 +1,10 @@
 """Summarise what each attention backend gains over eager.
 
 In: the cells of a run whose `speed` check measured `prefill_speedup` or `decode_speedup` (ratio to eager, higher is
-better). Out: for each backend and phase the median, quartiles and range over cells, and in how many cells the 95%
-interval lies wholly above or below 1. Cells that give wrong results are left out and counted: the speed of a wrong
-answer is no speed.
+better) at one point a phase; what was measured on a grid stands in tables of its own (compat.render.exhibits). Out: for
+each backend and phase the median, quartiles and range over cells, and in how many cells the 95% interval lies wholly
+above or below 1. Figures of different points never share a row. Cells that give wrong results are left out and
+counted: the speed of a wrong answer is no speed.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 
 from compat.records import BAD, Cell, Measurement
 from compat.render.grids import axis_value, in_order
+from compat.render.points import Point, grouped, has_grid, point_of
 
 PHASES: tuple[str, ...] = ("prefill", "decode")
 CHECK = "speed"
@@ -42,6 +44,8 @@ class SpeedRow:
     attention: str
     prefill: Speedups | None
     decode: Speedups | None
+    at: str = ""
+    """The point of these figures, where the rows of a table have different ones."""
 
     def phase(self, name: str) -> Speedups | None:
         """The phase called `name`, one of `PHASES`."""
@@ -55,17 +59,28 @@ class Speed:
     rows: tuple[SpeedRow, ...]
     left_out: int
     """Cells with a measured speed that fail another check."""
+    at: str = ""
+    """The point that all rows have in common, or empty."""
 
 
 def speed(cells: Sequence[Cell]) -> Speed:
-    """The speed table of `cells`; no rows when nothing was measured."""
-    timed = [c for c in cells if any(_measured(c, phase) for phase in PHASES)]
+    """The speed table of `cells`; no rows when nothing was measured at one point alone."""
+    gridded = {id(c) for group in grouped(cells) if has_grid(group) for c in group}
+    timed = [c for c in cells if id(c) not in gridded and any(_measured(c, phase) for phase in PHASES)]
     trusted = [c for c in timed if not any(k.outcome in BAD for k in c.checks if k.name != CHECK)]
+    found = {(id(c), phase): m for c in trusted for phase in PHASES if (m := _measured(c, phase))}
+    points = sorted({point_of(m) for m in found.values()}, key=lambda p: (p is not None, p or Point(0, 0, 0.0)))
     rows = []
     for attention in in_order("attention", (axis_value(c, "attention") for c in trusted)):
         here = [c for c in trusted if axis_value(c, "attention") == attention]
-        rows.append(SpeedRow(attention, *(_speedups([m for c in here if (m := _measured(c, p))]) for p in PHASES)))
-    return Speed(tuple(rows), len(timed) - len(trusted))
+        for point in points:
+            phases = [[m for c in here if (m := found.get((id(c), p))) and point_of(m) == point] for p in PHASES]
+            if any(phases):
+                at = point.text if point is not None and len(points) > 1 else ""
+                prefill, decode = (_speedups(measured) for measured in phases)
+                rows.append(SpeedRow(attention, prefill, decode, at))
+    common = points[0].text if len(points) == 1 and points[0] is not None else ""
+    return Speed(tuple(rows), len(timed) - len(trusted), common)
 
 
 def _measured(cell: Cell, phase: str) -> Measurement | None:

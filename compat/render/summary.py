@@ -12,11 +12,13 @@ from dataclasses import dataclass
 
 from compat.records import BAD, SEVERITY, Cell, Outcome, Run, RunInfo
 from compat.render.evidence import sharper_counts
+from compat.render.exhibits import sections
 from compat.render.figures import duration, plain, plural, size
 from compat.render.grids import Extras, Panel, panels, shared_extras
 from compat.render.groups import QUIET, Group, failures, not_asked
 from compat.render.inert import label, one_line
 from compat.render.patterns import Patterns, patterns
+from compat.render.plot_parts import Section
 from compat.render.sight import in_one_line
 from compat.render.speed import Speed, speed
 from compat.render.symbols import symbol
@@ -63,6 +65,8 @@ class Report:
     failures: tuple[Group, ...]
     not_asked: tuple[Group, ...]
     speed: Speed
+    sections: tuple[Section, ...]
+    """Speed and memory on a grid, and by quantization."""
     command: str
     """The command line of the run, or empty."""
     sharper: str
@@ -81,6 +85,7 @@ def summarise(run: Run, *, pattern_limit: int = 4) -> Report:
         failures=failures(run.cells, pattern_limit),
         not_asked=not_asked(run.cells, pattern_limit),
         speed=speed(run.cells),
+        sections=sections(run),
         sharper=sharper_counts(run.cells),
         command=shlex.join(run.run.argv),
     )

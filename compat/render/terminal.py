@@ -15,6 +15,7 @@ from compat.render.inert import label, visible
 from compat.render.speed import PHASES
 from compat.render.summary import READING_ORDER, Report, summarise
 from compat.render.symbols import symbol
+from compat.render.terminal_exhibits import exhibit_lines
 from compat.render.terminal_grids import abbreviations, grid_lines
 from compat.render.terminal_lines import Line, fill, pad, paint, text_width, wrap
 
@@ -36,6 +37,7 @@ def render_terminal(run: Run, *, width: int = 80, color: bool = False, ascii: bo
         _failures(report, width, ascii),
         _not_asked(report, width, ascii),
         _speed(report, width),
+        exhibit_lines(report.sections, width, table),
         _checks(report, width, ascii),
         _ending(run, report, width),
     ):
@@ -137,7 +139,10 @@ def _speed(report: Report, width: int) -> Iterator[Line]:
     speed = report.speed
     if not speed.rows and not speed.left_out:
         return
-    yield from wrap("Speed against eager (median over cells; f/s: cells surely faster / slower)", width, style="bold")
+    at = f" at {speed.at}" if speed.at else ""
+    yield from wrap(
+        f"Speed against eager{at} (median over cells; f/s: cells surely faster / slower)", width, style="bold"
+    )
     head = ["attention", "cells"]
     for phase in PHASES:
         head += [phase, "range", "f/s"]
@@ -145,7 +150,10 @@ def _speed(report: Report, width: int) -> Iterator[Line]:
     rows = []
     for row in speed.rows:
         phases = [row.phase(phase) for phase in PHASES]
-        texts = [short[row.attention], str(max((p.cells for p in phases if p), default=0))]
+        texts = [
+            f"{short[row.attention]}{f' {row.at}' if row.at else ''}",
+            str(max((p.cells for p in phases if p), default=0)),
+        ]
         for p in phases:
             texts += (
                 [ratio(p.median), f"{bare_ratio(p.low)}-{bare_ratio(p.high)}", f"{p.faster}/{p.slower}"]

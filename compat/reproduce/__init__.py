@@ -51,7 +51,7 @@ def file_name(cell: str, check: str) -> str:
 
 def script(check: Check, subject: Subject) -> str:
     """The reproducer of `check`, or "" where there is none."""
-    if check.outcome not in SHOWN:
+    if check.outcome not in SHOWN and not check.evidence.minimal.get("raises"):
         return ""
     body = bodies.of(check, subject.axes, str(subject.row.get("task", "")))
     if body is None:

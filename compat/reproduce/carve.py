@@ -97,6 +97,8 @@ class _Carver:
             self.need(*module.own[name])
             return
         if name in module.imports:
+            if module.imports[name].split()[1].split(".")[0] == "compat":
+                raise ValueError(f"{name}, which {module_name} imports, is no part of compat.worker")
             self.imports.add(module.imports[name])
             return
         if name not in module.definitions:
@@ -136,7 +138,8 @@ def _needed(module: _Module, node: ast.stmt) -> list[tuple[str, str]]:
 def carved(*wanted: tuple[str, str]) -> tuple[list[str], str]:
     """(import statements, definitions) for (module, name) pairs, e.g. ("metrics", "Yardstick").
 
-    Raises ValueError when two modules define one name differently, KeyError for a name that does not exist.
+    Raises ValueError when two modules define one name differently, or where a name comes from another part of compat,
+    KeyError for a name that does not exist.
     """
     carver = _Carver()
     for module, name in wanted:

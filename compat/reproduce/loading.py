@@ -41,7 +41,7 @@ def main() -> bool:
         seen("dtype", sorted(dtypes), EXPECTED["dtype"] not in dtypes)
     if "eval mode" in EXPECTED:
         seen("eval mode", not model.training, model.training)
-    master = from_pretrained(where, TASK, torch.float32, "eager", torch.device("cpu"))
+    master = master_of(where)
     if "quantized share" in EXPECTED:
         meant = quantizable_parameters(master)
         done = sum(n for path, n in meant.items() if path.removesuffix(".weight") in quantized_modules(model))
@@ -53,19 +53,57 @@ def main() -> bool:
                  if n in stored and p.dtype.is_floating_point and stored[n].shape == p.shape]
         names = [n for n, p, own in pairs if not torch.equal(p.cpu(), own)]
         seen("weights differing", names[:6], bool(names))
+    if "offload difference" in EXPECTED:
+        apart = max(offloaded(where).values())
+        seen("offload difference", f"{apart:.4g} eps rms(output)", apart > EXPECTED["offload difference"])
     return shows
 
 
-def kernels(model: Any) -> set[str]:
-    """The kinds of attention kernel that one forward runs."""
+def offloaded(where: Checkpoint) -> dict[str, float]:
+    """How far the output is from that of the same weights fetched from the host, and from the disk, in eps rms(output);
+    named are parameters that come back in another dtype."""
+    import accelerate
+
+    def answer(network: Any) -> torch.Tensor:
+        with torch.no_grad():
+            return output_of(network(**inputs_of(network)), TASK).cpu()
+
+    model = load(where, "eager")
+    own = answer(model)
+    unit = torch.finfo(own.dtype).eps * float(own.double().square().mean().sqrt())
+    total = sum(p.numel() * p.element_size() for p in model.parameters())
+    memory = {0: int(0.7 * total), "cpu": 0} if DEVICE.type == "cuda" else {"cpu": int(0.7 * total)}
+    arguments = {**where.arguments, **dtype_argument(DTYPE), "attn_implementation": "eager", "device_map": "auto"}
+    disk = auto_class(TASK).from_pretrained(
+        where.location, **arguments, max_memory=memory, offload_folder=str(temporary())
+    ).eval()
+    dtypes = {n: p.dtype for n, p in model.named_parameters()}
+    print("  from the disk in another dtype:", [n for n, p in disk.named_parameters() if p.dtype != dtypes.get(n)][:4])
+    found = {"disk": disk, "host": accelerate.cpu_offload(load(where, "eager"), execution_device=DEVICE)}
+    apart = {}
+    for way, network in found.items():
+        other = answer(network)
+        whole = other.shape == own.shape and other.dtype == own.dtype and bool(torch.isfinite(other).all())
+        apart[way] = float((other.double() - own.double()).abs().max()) / unit if whole else float("inf")
+        print(f"  from the {way}: {apart[way]:.4g} eps rms(output)")
+    return apart
+
+
+def inputs_of(model: Any) -> dict[str, Any]:
+    """Two rows without a mask, or two images."""
     inputs: dict[str, Any] = {"input_ids": torch.arange(5, 38, device=DEVICE)[None].repeat(2, 1)}
     if TASK == "seq2seq-lm":
         inputs["decoder_input_ids"] = inputs["input_ids"][:, :17]
     if TASK == "image-classification":
         size = model.config.image_size
         inputs = {"pixel_values": torch.randn(2, 3, size, size).to(DEVICE, DTYPE)}
+    return inputs
+
+
+def kernels(model: Any) -> set[str]:
+    """The kinds of attention kernel that one forward runs."""
     with kernels_seen(IMPLEMENTATION) as names:
-        run(model, **inputs)
+        run(model, **inputs_of(model))
     return {kind for name in names if (kind := next((k for part, k in KINDS if part in name), None))}
 '''
 
@@ -101,5 +139,10 @@ def _expected(check: Check, axes: Mapping[str, str]) -> list[tuple[str, Any]]:
         found.append(("dtype", dtype))
     if facts.get("training"):
         found.append(("eval mode", True))
-    bounds = {"quantized_share": ("quantized share", 0.85), "weights_differing": ("weights differing", 0)}
+    broken = check.evidence.minimal.get("bounds", {})
+    bounds = {
+        "quantized_share": ("quantized share", 0.85),
+        "weights_differing": ("weights differing", 0),
+        "offload_difference": ("offload difference", broken.get("offload_difference", 0)),
+    }
     return found + [named for measurement, named in bounds.items() if measurement in check.reason]

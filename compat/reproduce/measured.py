@@ -14,7 +14,7 @@ from compat.axes.attention import KERNEL_KINDS
 from compat.records import Check
 from compat.reproduce.body import Body, Name
 
-_BOUNDED = '''
+BOUNDED = '''
 def beyond(values: dict[str, float]) -> bool:
     """Print the figures; whether one breaks its bound. NaN does."""
     broken = False
@@ -49,7 +49,7 @@ def main() -> bool:
     """Every quantized linear: its codes against the checkpoint's weight, and its product against fp64."""
     where = checkpoint()
     model = candidate(where)
-    master = from_pretrained(where, TASK, torch.float32, "eager", torch.device("cpu"))
+    master = master_of(where)
     held = {path: stored(module) for path, module in quantized_modules(model).items()}
     weights = {path: dequantize(own).cpu() for path, own in held.items()}  # before a first forward repacks the codes
     seen: dict[str, Any] = {}
@@ -117,109 +117,6 @@ _QUALITY_FIGURES = (
     "kernel_error_training", "kernel_error_training_channel", "gradient_error", "gradient_error_channel",
 )  # fmt: skip
 
-_GRADIENT = '''
-@contextlib.contextmanager
-def embedded(network: Any) -> Any:
-    """Collects what the token embedding gives, its gradient kept."""
-    seen: list[torch.Tensor] = []
-
-    def note(_: Any, inputs: Any, output: torch.Tensor) -> None:
-        if output.requires_grad:
-            output.retain_grad()
-            seen.append(output)
-
-    handle = network.get_input_embeddings().register_forward_hook(note)
-    try:
-        yield seen
-    finally:
-        handle.remove()
-
-
-def main() -> bool:
-    """A training step of padded and packed rows: the loss, and the gradient at the embedding's output, against fp64."""
-    where = checkpoint()
-    eager = load(where, "eager")
-    reference = fp64(where, eager)
-    model = candidate(where)
-    rows = [tokens(41, 0), tokens(34, 1)]
-    scale = 1024.0 if DTYPE == torch.float16 else 1.0
-    labels = [[-100 if i % 3 == 0 else t for i, t in enumerate(row)] for row in rows]
-    shift = 1 if TASK == "causal-lm" else 0
-    count = sum(t != -100 for row in labels for t in row[shift:])
-
-    def alone(network: Any, inside: Any, row: list[int], own: list[int], lift: bool) -> tuple[float, torch.Tensor]:
-        network.zero_grad(set_to_none=True)
-        with embedded(network) as hidden, inside, torch.enable_grad():
-            output = output_of(network(input_ids=torch.tensor([row], device=DEVICE)), TASK)[0]
-            loss = loss_sum(output if lift else output.float(), tuple(own), TASK) / count
-            (found,) = torch.autograd.grad(loss * scale, hidden)
-        return float(loss.detach()), found[0].double() / scale
-
-    def batch(side: str) -> tuple[dict[str, Any], list[tuple[int, slice]]]:
-        if side == "packed":
-            packed = [t for own in labels for t in ([-100, *own[1:]] if shift else own)]
-            positions = [i for r in rows for i in range(len(r))]
-            given = {"input_ids": sum(rows, []), "labels": packed, "position_ids": positions}
-            ends = [len(rows[0]), len(rows[0]) + len(rows[1])]
-            arguments = {k: torch.tensor([v], device=DEVICE) for k, v in given.items()} | {"use_cache": False}
-            return arguments, [(0, slice(0, ends[0])), (0, slice(ends[0], ends[1]))]
-        width = max(len(r) for r in rows)
-        fill = [width - len(r) for r in rows]
-        put = lambda row, n, x: [x] * n + row if side == "left" else row + [x] * n  # noqa: E731
-        given = {"input_ids": [put(r, n, 0) for r, n in zip(rows, fill)],
-                 "labels": [put(r, n, -100) for r, n in zip(labels, fill)],
-                 "attention_mask": [put([1] * len(r), n, 0) for r, n in zip(rows, fill)]}
-        arguments = {k: torch.tensor(v, device=DEVICE) for k, v in given.items()}
-        if side == "left" and accepts(model, "position_ids"):
-            arguments["position_ids"] = (arguments["attention_mask"].cumsum(-1) - 1).clamp_min(0)
-        start = [n if side == "left" else 0 for n in fill]
-        return arguments, [(i, slice(s, s + len(r))) for i, (s, r) in enumerate(zip(start, rows))]
-
-    truth = [alone(reference.model, reference.computing(), r, t, True) for r, t in zip(rows, labels)]
-    with trainable(eager, True):
-        normal = [alone(eager, contextlib.nullcontext(), r, t, False) for r, t in zip(rows, labels)]
-    r, loss = torch.cat([g for _, g in truth]), sum(x for x, _ in truth)
-    size = rms(r)
-    yardstick = Yardstick(r / size, torch.cat([g for _, g in normal]) / size, DTYPE, False)
-    sides = ["right", *(["left"] if shift else []), *(["packed"] if "packed" in ROW.get("features", ()) else [])]
-    broken = False
-    for side in sides:
-        arguments, places = batch(side)
-        with trainable(model, side != "left"), embedded(model) as hidden, forced_sdpa_kernel(SDPA_KERNEL):
-            with torch.enable_grad():
-                output = model(**arguments)
-                (output.loss * scale).backward()
-            gradient = hidden[0].grad
-            found = None if gradient is None else torch.cat([gradient[i, w] for i, w in places]).double() / scale
-        print(side)
-        off = abs(float(output.loss) - loss) / (torch.finfo(DTYPE).eps * abs(loss))
-        if found is None:
-            print("  no gradient reaches the embedding <- the defect")
-            broken = True
-            continue
-        own = yardstick.compare(found / size)
-        nothing = float("nan")
-        values = {"loss_error": off, "ratio_rms": own.ratio_rms, "ratio_token": own.ratio_token,
-                  "ratio_max": own.ratio_max, "nonfinite_elements": own.nonfinite}
-        broken = beyond({k: nothing if v is None else v for k, v in values.items()}) or broken
-    return broken
-'''
-_GRADIENT_FIGURES = ("loss_error", "ratio_rms", "ratio_token", "ratio_max", "nonfinite_elements", "missing_gradients")
-
-_MEMORY = '''
-def main() -> bool:
-    """Bytes that the model's weights, buffers and attributes hold, before and after forwards."""
-    where = checkpoint()
-    model = candidate(where)
-    allowed = held_bytes_growth({p: stored(m) for p, m in quantized_modules(model).items()}) if QUANTIZATION else 0
-    before = weights_bytes(model)
-    for _ in range(2):
-        run(model, **plain_inputs())
-    kept = weights_bytes(model) - before - allowed
-    print(f"  {before:,} bytes when loaded")
-    return beyond({"left_behind_bytes": max(0, kept)})
-'''
-
 _DISPATCH = '''
 def main() -> bool:
     """The kinds of attention kernel on each path, against those of the backend that was asked for."""
@@ -246,10 +143,27 @@ def main() -> bool:
     for name, inputs in paths.items():
         output = look(name, lambda inputs=inputs: model(**inputs))
     if TASK == "causal-lm":
+        named = cache_argument(model)
         output = model(**plain, use_cache=True)
-        step = {"input_ids": plain["input_ids"][:, :1], "past_key_values": output.past_key_values}
+        step = {"input_ids": plain["input_ids"][:, :1], named: getattr(output, named)}
         look("decode", lambda: model(**step))
     return shows
+'''
+
+
+_SWITCHED = '''
+def main() -> bool:
+    """Ask for attention weights: the kernels that run, against those without, and what the library says about it."""
+    model = candidate(checkpoint())
+    plain, kinds = plain_inputs(), []
+    for more in ({}, {"output_attentions": True}):
+        with announcements() as said, kernels_seen(IMPLEMENTATION) as names, forced_sdpa_kernel(SDPA_KERNEL):
+            with torch.no_grad():
+                model(**plain, **more)
+        kinds.append({kind for n in names if (kind := next((k for part, k in KINDS if part in n), None))})
+    other, about = sorted(kinds[1] - set(ALLOWED) - kinds[0]), [s for s in said if "attention" in s.lower()]
+    print(f"  a forward runs {sorted(kinds[0])}; with output_attentions=True {sorted(kinds[1])}; said: {about[:1]}")
+    return bool(other) and not about
 '''
 
 
@@ -259,34 +173,24 @@ def quality(check: Check, axes: Mapping[str, str]) -> Body | None:
                                ("dequantize", "figures"), ("checks.quality", "error_of"),
                                ("checks.quality", "int8_product"), ("checks.quality", "THRESHOLD"),
                                ("stack_api", "dequantized_by_library"))  # fmt: skip
-    return _bounded(check, _QUALITY, _QUALITY_FIGURES, needs)
-
-
-def gradient(check: Check, axes: Mapping[str, str], task: str, judge: str, needs: tuple[Name, ...]) -> Body | None:
-    """A training step; `judge` and `needs` are those of the fp64 reference."""
-    if task not in ("causal-lm", "masked-lm"):
-        return None
-    own: tuple[Name, ...] = (("training", "trainable"), ("training", "loss_sum"),
-                             ("metrics", "rms"), ("stack_api", "accepts"))  # fmt: skip
-    return _bounded(check, _GRADIENT + judge, _GRADIENT_FIGURES, (*needs, *own))
-
-
-def memory(check: Check, axes: Mapping[str, str]) -> Body | None:
-    """Bytes that forwards leave behind."""
-    needs: tuple[Name, ...] = (("load", "weights_bytes"), ("load", "held_bytes_growth"), ("load", "quantized_modules"),
-                               ("dequantize", "stored"))  # fmt: skip
-    return _bounded(check, _MEMORY, ("left_behind_bytes",), needs)
+    return bounded(check, _QUALITY, _QUALITY_FIGURES, needs)
 
 
 def dispatch(check: Check, axes: Mapping[str, str]) -> Body | None:
-    """Kernels by path, where that is what was found."""
-    if not any(f"dispatch: {name}" in check.evidence.signature for name in ("path-fell-back", "path-other")):
-        return None
-    constants = {"KINDS": [list(k) for k in KERNEL_KINDS], "WANTED": sorted(ATTENTION[axes["attention"]].kinds)}
-    return Body(_DISPATCH + _BOUNDED, constants | {"BOUNDS": {}}, (("dispatch", "kernels_seen"),))
+    """Kernels by path, or those that run where attention weights are asked for, where that is what was found."""
+    asked = ATTENTION[axes["attention"]]
+    constants = {"KINDS": [list(k) for k in KERNEL_KINDS], "BOUNDS": {}}
+    if any(f"dispatch: {name}" in check.evidence.signature for name in ("path-fell-back", "path-other")):
+        needs: tuple[Name, ...] = (("dispatch", "kernels_seen"), ("stack_api", "cache_argument"))
+        return Body(_DISPATCH + BOUNDED, constants | {"WANTED": sorted(asked.kinds)}, needs)
+    if "dispatch: attentions-switched" in check.evidence.signature:
+        needs = (("dispatch", "kernels_seen"), ("announcements", "announcements"))
+        return Body(_SWITCHED + BOUNDED, constants | {"ALLOWED": sorted(asked.kinds | asked.slower_kinds)}, needs)
+    return None
 
 
-def _bounded(check: Check, main: str, figures: tuple[str, ...], needs: tuple[Name, ...]) -> Body | None:
+def bounded(check: Check, main: str, figures: tuple[str, ...], needs: tuple[Name, ...]) -> Body | None:
+    """The body that measures `figures` and compares those of them whose bound the check broke; None without any."""
     bounds: dict[str, Any] = check.evidence.minimal.get("bounds", {})
     own = {name: bound for name, bound in bounds.items() if name in figures}
-    return Body(main + _BOUNDED, {"BOUNDS": own}, needs) if own else None
+    return Body(main + BOUNDED, {"BOUNDS": own}, needs) if own else None

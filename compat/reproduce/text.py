@@ -17,9 +17,7 @@ NAMED = ("torch", "transformers", "accelerate", "bitsandbytes", "peft")
 """Packages whose versions a script names."""
 
 MODEL = (
-    ("probes", "build"),
     ("checkpoints", "Checkpoint"),
-    ("load", "from_pretrained"),
     ("dispatch", "forced_sdpa_kernel"),
     ("inputs", "output_of"),
     ("stack_api", "auto_class"),
@@ -27,6 +25,19 @@ MODEL = (
     ("stack_api", "forget_quantizer"),
 )
 """What every script needs to have a model."""
+
+FILES = (("probes", "build"), ("load", "from_pretrained"))
+"""What one needs beside that for a model with a checkpoint."""
+
+SHAPE = (
+    ("shapes", "on_meta"),
+    ("shapes", "weights"),
+    ("shapes", "Drawn"),
+    ("stack_api", "loading_arguments"),
+    ("stack_api", "takes_slices"),
+    ("stack_api", "takes_state_dict"),
+)
+"""What one needs beside that for a model of full size with random weights."""
 
 _HEAD = '''#!/usr/bin/env python3
 """Shows one defect of the installed packages; needs torch, transformers and nothing else.
@@ -68,7 +79,9 @@ def temporary() -> Path:
     folder = tempfile.mkdtemp()
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return Path(folder)
+'''
 
+_FILES = '''
 
 def converted(path: Path) -> str:
     """A GGUF file as an ordinary fp32 checkpoint."""
@@ -102,6 +115,37 @@ def load(where: Checkpoint, implementation: str) -> Any:
     """The model in the cell's dtype and quantization."""
     return from_pretrained(where, TASK, DTYPE, implementation, DEVICE, QUANTIZATION)
 
+
+def master_of(where: Checkpoint) -> Any:
+    """The model in fp32 on the CPU, not quantized."""
+    return from_pretrained(where, TASK, torch.float32, "eager", torch.device("cpu"))
+'''
+
+_SHAPE = '''
+
+def checkpoint() -> Checkpoint:
+    """The configuration alone: weights are drawn when the model is made."""
+    return Checkpoint("shape", config=transformers.AutoConfig.for_model(ROW["type"], **ROW["config"]))
+
+
+def load(where: Checkpoint, implementation: str) -> Any:
+    """The model with random weights in the cell's dtype and quantization, through the library's own loader."""
+    empty = on_meta(where, TASK)
+    drawn: dict[str, Any] = dict(weights(empty, DTYPE, DEVICE))
+    arguments = loading_arguments(DTYPE, implementation, DEVICE, QUANTIZATION)
+    if DEVICE.type != "cpu" and takes_state_dict(quantized=True):
+        arguments["device_map"] = {"": str(DEVICE)}
+    drawn = drawn if takes_slices() else Drawn(drawn)
+    model = type(empty).from_pretrained(None, config=where.config, state_dict=drawn, **arguments)
+    return model if "device_map" in arguments else model.to(DEVICE)
+
+
+def master_of(where: Checkpoint) -> Any:
+    """The model in fp32 without values."""
+    return on_meta(where, TASK)
+'''
+
+_RUN = '''
 
 def candidate(where: Checkpoint) -> Any:
     """The model with the attention in question, reached as it was when the defect was found."""
@@ -151,11 +195,13 @@ def literal(value: Any) -> str:
 
 def script(constants: Mapping[str, Any], main: str, needs: Sequence[tuple[str, str]]) -> str:
     """The whole script. Raises what `carved` raises."""
-    imports, definitions = carved(*MODEL, *needs)
+    shape = constants["ROW"].get("source") == "shape"
+    imports, definitions = carved(*MODEL, *(SHAPE if shape else FILES), *needs)
     lines = sorted(
         {*imports, *_OWN_IMPORTS}, key=lambda x: (x.startswith("from torch"), "torch" in x or "transf" in x, x)
     )
     named = "\n".join(f"{name} = {literal(value)}" for name, value in constants.items())
     special = 'inf, nan = float("inf"), float("nan")\n' if re.search(r"\b(inf|nan)\b", named) else ""
     head = _HEAD + "\n".join(lines) + "\n\n" + special + named + "\n"
-    return f"{head}\n\n{main.strip()}\n{_MODEL}\n\n{definitions}\n{_FOOT}"
+    model = _MODEL + (_SHAPE if shape else _FILES) + _RUN
+    return f"{head}\n\n{main.strip()}\n{model}\n\n{definitions}\n{_FOOT}"

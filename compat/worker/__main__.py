@@ -2,6 +2,7 @@
 
     {"op": "hello"}                                       -> the environment
     {"op": "check", "group": {...}, "attention": {...}, "check": "agreement"} -> what the check saw
+    {"op": "timing", "do": "open" | "sample" | "close", ...}  -> one side of a comparison with another process
     {"op": "explain", ..., "limits": {...}, "effort": "full", "seconds": 10} -> why it failed
 
 Libraries print to stdout; that is sent to stderr, so that answers stay whole. The loop ends with stdin.
@@ -10,12 +11,14 @@ Libraries print to stdout; that is sent to stderr, so that answers stay whole. T
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import gc
 import json
 import os
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from typing import Any, TextIO
 
 
@@ -38,7 +41,8 @@ def main() -> None:
             continue
         if session is None:
             session = _Session(request["threads"])
-        _answer(answers, session.explain(request) if request["op"] == "explain" else session.check(request))
+        asked = {"explain": session.explain, "timing": session.timing}.get(request["op"], session.check)
+        _answer(answers, asked(request))
 
 
 def _end_with_parent() -> None:
@@ -69,13 +73,13 @@ class _Session:
         self.group: Any = None
         self.fault = ""
         self.patches: Any = None
+        self.sampler: Any = None
 
     def check(self, request: dict[str, Any]) -> dict[str, Any]:
         """Run one check; every way it can end becomes an answer."""
         from compat.worker import reference
-        from compat.worker.calls import CLOCK, StackError, Unavailable
+        from compat.worker.calls import CLOCK
         from compat.worker.checks import CHECKS
-        from compat.worker.group import NoYardstick
 
         CLOCK.reset()
         reference.ENTROPY.total, reference.ENTROPY.rows = 0.0, 0
@@ -85,15 +89,46 @@ class _Session:
             self._inject(request.get("fault", ""))
         except Exception as error:  # the stack has no such place, or what was put in cannot be taken back
             return {"status": "error", "injection": f"{type(error).__name__}: {error}", "exception": _exception(error)}
-        try:
+
+        def asked() -> dict[str, Any]:
             report = CHECKS[request["check"]](self._group(request["group"]), request["attention"])
-            answer = {
-                "status": "ok",
+            return {
                 "measurements": report.measurements,
                 "facts": report.facts,
                 "kernels": report.kernels,
                 "seed": report.seed,
             }
+
+        answer = self._answered(asked, request["check"])
+        if self.patches is not None:
+            answer["fault_reached"] = self.patches.times_reached
+        answer["seconds"] = round(time.perf_counter() - started, 6)
+        answer["model_seconds"] = round(CLOCK.seconds, 6)
+        return answer
+
+    def timing(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Open, sample or close one side of a comparison whose other side is another process."""
+        from compat.worker.sampling import Sampler
+
+        if self.sampler is None:
+            self.sampler = Sampler()
+        sampler: Sampler = self.sampler
+        if request["do"] == "open":
+            return self._answered(
+                lambda: sampler.open(self._group(request["group"]), request["attention"], request), "speed"
+            )
+        if request["do"] == "sample":
+            return self._answered(lambda: sampler.sample(int(request["calls"])), "speed")
+        return self._answered(sampler.close, "speed")
+
+    def _answered(self, asked: Callable[[], dict[str, Any]], phase: str) -> dict[str, Any]:
+        """What `asked` returns, with status `ok`; every other way it can end, as an answer."""
+        from compat.worker.calls import StackError, Unavailable
+        from compat.worker.group import NoYardstick
+
+        answer: dict[str, Any]
+        try:
+            return {"status": "ok", **asked()}
         except StackError as error:
             answer = {"status": "raised", "phase": error.phase, "exception": _exception(error.original)}
             self._after(error.original)
@@ -102,14 +137,10 @@ class _Session:
         except NoYardstick as error:
             answer = {"status": "no_yardstick", "reason": str(error)}
         except MemoryError as error:
-            answer = {"status": "raised", "phase": request["check"], "exception": _exception(error)}
+            answer = {"status": "raised", "phase": phase, "exception": _exception(error)}
             self._drop()
         except Exception as error:  # a fault of the harness: it must be reported, not end the loop
             answer = {"status": "error", "exception": _exception(error)}
-        if self.patches is not None:
-            answer["fault_reached"] = self.patches.times_reached
-        answer["seconds"] = round(time.perf_counter() - started, 6)
-        answer["model_seconds"] = round(CLOCK.seconds, 6)
         return answer
 
     def explain(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -117,6 +148,7 @@ class _Session:
         from compat.worker.calls import StackError, Unavailable
         from compat.worker.explain import explain
         from compat.worker.group import NoYardstick
+        from compat.worker.raised import device_lost
 
         try:
             found = explain(self._group(request["group"]), request["attention"], request)
@@ -124,7 +156,10 @@ class _Session:
         except (StackError, Unavailable, NoYardstick) as error:
             if isinstance(error, StackError):
                 self._after(error.original)
-            return {"status": "ok", "minimal": {"note": f"explaining it raised: {error}"[:400]}}
+            answer: dict[str, Any] = {"status": "ok", "minimal": {"note": f"explaining it raised: {error}"[:400]}}
+            if isinstance(error, StackError) and device_lost(error.original):
+                answer["device_lost"] = True
+            return answer
         except Exception as error:  # evidence is missing then, the outcome stands
             return {"status": "error", "exception": _exception(error)}
 
@@ -156,6 +191,7 @@ class _Session:
             self._drop()
             self.group = Group(GroupSpec(**spec), self.masters)
             self._set_threads()
+        self.group.spec = dataclasses.replace(self.group.spec, speed=spec.get("speed", {}))
         return self.group
 
     def _set_threads(self) -> None:

@@ -54,8 +54,8 @@ def settings_differing(group: Group, model: Any) -> list[str]:
 
 def buffers_differing(group: Group, model: Any) -> tuple[list[str], int]:
     """Buffers that are not as they should be, and how many were compared: rotary frequencies in fp32 and as their
-    formula gives them, the others as the checkpoint's model has them."""
-    masters = dict(group.master.named_buffers())
+    formula gives them, the others as the checkpoint's model has them (a shape has none with values)."""
+    masters = {name: buffer for name, buffer in group.master.named_buffers() if not buffer.is_meta}
     described = _description(group)
     found, compared = [], 0
     for name, buffer in model.named_buffers():

@@ -11,6 +11,7 @@ reference of each row alone and unpadded. `compat.worker.explain` makes cases sm
     {"kind": "padded", ..., "positions": false}                       without position ids
     {"kind": "packed", "rows"}                                        rows in one, position ids restarting, no mask
     {"kind": "decode", "rows", "decoder", "length", "pad", "steps", "cache"}       in pieces, through a cache
+    {"kind": "decode", ..., "positions": false}                       without position ids
     {"kind": "generate", "rows", "side", "length", "pad", "new"}      greedy generation, judged token by token
     {"kind": "replay", ..., "new", "settings"}                        generation, against our own rules on its logits
     {"kind": "repeat", "rows"}                                        the same forward again
@@ -34,6 +35,9 @@ from compat.worker.metrics import Agreement
 Case = dict[str, Any]
 Figures = dict[str, float | None]
 """By the names of the measurements; None where the candidate is not finite. Empty: nothing was compared."""
+
+UNTRACED = ("replay", "repeat")
+"""Kinds of call in which no module is wrong."""
 
 
 def rows_of(group: Group, case: Case) -> Rows:
@@ -182,7 +186,7 @@ def _fed(
     pads_before = torch.tensor(gaps, device=group.device)[:, None]
     if any(gaps):
         arguments["attention_mask"] = (columns >= pads_before).long()
-    if stack_api.accepts(loaded.model, "position_ids"):
+    if case.get("positions", True) and stack_api.accepts(loaded.model, "position_ids"):
         arguments["position_ids"] = (columns - pads_before).clamp_min(0)[:, -step:]
     return arguments
 
@@ -235,11 +239,12 @@ def _replayed(group: Group, loaded: Loaded, case: Case) -> Figures:
     }
 
 
-def generated(group: Group, loaded: Loaded, case: Case) -> torch.Tensor:
-    """What `generate` makes of a case: (rows, prompt and new tokens), or (rows, start and new tokens)."""
+def generated(group: Group, loaded: Loaded, case: Case) -> Any:
+    """What `generate` makes of a case: `sequences` (rows, prompt or start and new tokens), and `logits` as the model
+    gave them, one (rows, vocabulary) a new token."""
     batch, new = batch_of(group, loaded, case).arguments, case["new"]
     settings = {"max_new_tokens": new, "min_new_tokens": new, "do_sample": False, "pad_token_id": case["pad"]}
-    settings |= case.get("settings", {})
+    settings |= {"return_dict_in_generate": True, "output_logits": True, **case.get("settings", {})}
     return loaded.generate(**{k: batch[k] for k in ("input_ids", "attention_mask")}, **settings)
 
 
@@ -255,24 +260,50 @@ def alone(group: Group, case: Case, row: int, produced: torch.Tensor | None = No
 
 
 def _generate(group: Group, loaded: Loaded, case: Case) -> Figures:
-    """`worst_margin`: how far the reference's score of a picked token lies below its best, over what is excused."""
-    new = case["new"]
-    out = generated(group, loaded, case)
+    """`worst_margin`: how far the reference's score of a picked token lies below its best, over what is excused; and
+    the figures of the logits that were picked from."""
+    new, output = case["new"], generated(group, loaded, case)
+    out, logits = output.sequences, torch.stack(list(output.logits)[:new], 1)
     eos = loaded.model.generation_config.eos_token_id
     forbidden = [] if eos is None else [int(t) for t in (eos if isinstance(eos, list) else [eos])]
-    worst, first = 0.0, new
+    worst, first, seen = 0.0, new, []
     for i in range(len(case["rows"])):
         picked = out[i, -new:].tolist()
         rows = alone(group, case, i, out)
-        r = group.reference_outputs(rows)[0][-new:].double().clone()
-        allowed = 4 * (group.eager_outputs(rows)[0][-new:].double() - r).abs().amax(-1)
+        whole, eager = group.reference_outputs(rows)[0], group.eager_outputs(rows)[0]
+        at = torch.arange(len(whole) - new, len(whole), device=whole.device)
+        seen.append(_named(group.yardstick(rows).compare(logits[i], at)))
+        r = whole[-new:].double().clone()
+        allowed = 4 * (eager[-new:].double() - r).abs().amax(-1)
         r[:, forbidden] = -torch.inf
         chosen = r.gather(1, torch.tensor(picked, device=r.device)[:, None])[:, 0]
         gap = torch.where(torch.isfinite(chosen), r.amax(-1) - chosen, 0.0) / allowed.clamp_min(1e-300)
         worst = max(worst, float(gap.max()))
         wrong = (gap > 1).nonzero()
         first = min(first, int(wrong[0]) if len(wrong) else new)
-    return {"worst_margin": worst, "first_wrong_step": float(first), "unexcused_tokens": float(worst > 1)}
+    own = {"worst_margin": worst, "first_wrong_step": float(first), "unexcused_tokens": float(worst > 1)}
+    return own | {name: _worst([figures.get(name) for figures in seen]) for name in seen[0] if name != "kl_excess"}
+
+
+def _worst(values: Sequence[float | None]) -> float | None:
+    return None if any(v is None for v in values) else max(v for v in values if v is not None)
+
+
+def call(group: Group, loaded: Loaded, case: Case) -> torch.Tensor | None:
+    """The candidate's part of a case alone; what it generated, where it generates. Raises StackError."""
+    if case["kind"] == "generate":
+        return torch.as_tensor(generated(group, loaded, case).sequences)
+    if case["kind"] in UNTRACED:
+        figures(group, loaded, case)
+    elif case["kind"] == "decode":
+        pieces(group, loaded, case)
+    elif case["kind"] == "padded":
+        loaded(**batch_of(group, loaded, case).arguments)
+    elif case["kind"] == "packed":
+        loaded(**packed(group, case), use_cache=False)
+    else:
+        loaded(**unpadded(rows_of(group, case), group.device, group.dtype))
+    return None
 
 
 _KINDS: dict[str, Callable[[Group, Loaded, Case], Figures]] = {

@@ -6,6 +6,7 @@ written once and kept; a folder appears under its final name only when it is who
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib.util
 import json
@@ -30,6 +31,8 @@ class Checkpoint:
 
     location: str
     arguments: dict[str, Any] = field(default_factory=dict)
+    config: Any = None
+    """Of a shape, whose weights are drawn and not read: `location` is only a name then."""
 
 
 def resolve(row: dict[str, Any], cache: Path) -> Checkpoint:
@@ -38,6 +41,11 @@ def resolve(row: dict[str, Any], cache: Path) -> Checkpoint:
     if source == "probe":
         key = {"row": row, "version": probes.PROBE_VERSION, "transformers": transformers.__version__}
         return Checkpoint(str(_made_once(cache, f"probe-{row['name']}", key, lambda to: probes.build(row, to))))
+    if source == "shape":
+        with under_test("build"):
+            config = transformers.AutoConfig.for_model(row["type"], **copy.deepcopy(row["config"]))
+        described = json.dumps(row, sort_keys=True).encode()
+        return Checkpoint(f"shape:{row['name']}-{hashlib.sha256(described).hexdigest()[:12]}", config=config)
     if source == "package":
         return _from_package(row, cache)
     trust = {"trust_remote_code": True} if row.get("trust_remote_code") else {}

@@ -19,6 +19,7 @@ from compat.worker.dispatch import kernels_seen
 from compat.worker.divergence import Bounds, Divergence, Recording, divergences, recording
 from compat.worker.group import Group, Loaded
 from compat.worker.inputs import unpadded
+from compat.worker.raised import device_lost, explain_raised
 
 MODULE_BOUNDS = Bounds(rms=1.5, token=3.5)
 """For a module's output, where the parent sent no bound: clean SDPA against eager measures up to 1.12 and 1.8 in any
@@ -27,9 +28,6 @@ module of 14 probe families in fp32, bf16 and fp16 on a CPU."""
 OWN_BOUNDS = {2: Bounds(rms=5.0, token=20.0), 4: Bounds(rms=32.0, token=64.0)}
 """For eager against fp64 alone, in units of the floor, by the bytes of the dtype: any module of 15 clean probe families
 measures up to 3.3 and 13 in bf16, 18 and 50 in fp32."""
-
-UNTRACED = ("replay", "repeat")
-"""Kinds of call in which no module is wrong."""
 
 MARGIN = 1.3
 """A case is made smaller only while it stays so far beyond a bound: another machine should see it too."""
@@ -45,8 +43,13 @@ def explain(group: Group, attention: dict[str, Any], request: Mapping[str, Any])
     """The answer to `{"check", "limits", "effort", "seconds"}`: `diverges_at` and `minimal`.
 
     `limits` are bounds by measurement, `effort` is `case` (the call as the check made it) or `full` (made smaller, and
-    traced). Raises StackError, Unavailable, NoYardstick.
+    traced). With `raised` the question is which call raises that (compat.worker.raised). Raises StackError,
+    Unavailable, NoYardstick.
     """
+    if group.shape:
+        return _answer(None, {}, {}, note="random weights of full size: nothing to compare a smaller call with")
+    if request.get("raised"):
+        return explain_raised(group, attention, request)
     deadline = time.perf_counter() + request["seconds"]
     loaded = group.loaded(attention)
     limits = by_figure(request["limits"])
@@ -60,7 +63,9 @@ def explain(group: Group, attention: dict[str, Any], request: Mapping[str, Any])
         try:
             with group.forgetting():
                 return bool(beyond(cases.figures(group, loaded, case), limits, margin))
-        except StackError:
+        except StackError as error:
+            if device_lost(error.original):
+                raise
             return False  # another failure than the one to be explained
 
     try:
@@ -80,9 +85,9 @@ def explain(group: Group, attention: dict[str, Any], request: Mapping[str, Any])
         found = cases.figures(group, loaded, case)
     modules = _modules(group, loaded, case, limits, own_yardstick=attention["name"] == "eager")
     with kernels_seen(attention["implementation"]) as kernels:
-        _call(group, loaded, case)
+        cases.call(group, loaded, case)
     notes = [] if whole else ["time was up before every way of making it smaller was tried"]
-    if case["kind"] in UNTRACED:
+    if case["kind"] in cases.UNTRACED:
         notes.append("the model's modules are not to blame: what is made of their output is, or that it changes")
     elif not modules:
         notes.append("no single module's output leaves the yardstick's own error")
@@ -126,23 +131,6 @@ def _answer(
     return {"diverges_at": modules[0].module if modules else "", "minimal": minimal}
 
 
-def _call(group: Group, loaded: Loaded, case: Case) -> torch.Tensor | None:
-    """The candidate's part of a case alone; what it generated, where it generates."""
-    if case["kind"] == "generate":
-        return cases.generated(group, loaded, case)
-    if case["kind"] in UNTRACED:
-        cases.figures(group, loaded, case)
-    elif case["kind"] == "decode":
-        cases.pieces(group, loaded, case)
-    elif case["kind"] == "padded":
-        loaded(**cases.batch_of(group, loaded, case).arguments)
-    elif case["kind"] == "packed":
-        loaded(**cases.packed(group, case), use_cache=False)
-    else:
-        loaded(**unpadded(cases.rows_of(group, case), group.device, group.dtype))
-    return None
-
-
 # -- where it begins ---------------------------------------------------------------------------------------------
 
 
@@ -150,13 +138,13 @@ def _modules(
     group: Group, loaded: Loaded, case: Case, limits: Mapping[str, float], own_yardstick: bool
 ) -> list[Divergence]:
     """The first modules that leave; the row of the batch that leaves first."""
-    if case["kind"] in UNTRACED or case.get("settings"):
+    if case["kind"] in cases.UNTRACED or case.get("settings"):
         return []
     alone = own_yardstick and case["kind"] == "forward"
     bounds = _bounds(group, limits, alone)
     loaded.activate()  # before the hooks: switching attention may look at modules
     with recording(loaded.model) as candidate:
-        produced = _call(group, loaded, case)
+        produced = cases.call(group, loaded, case)
     places = cases.windows(group, case)
     found: list[Divergence] = []
     for row, windows in enumerate(places):

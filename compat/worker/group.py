@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,13 +20,15 @@ from typing import Any
 import torch
 import transformers
 
-from compat.worker import checkpoints, dequantize, stack_api
+from compat import device as machine
+from compat.worker import checkpoints, dequantize, probes, shapes, stack_api
 from compat.worker.calls import StackError, under_test
 from compat.worker.dispatch import forced_sdpa_kernel, synchronize
 from compat.worker.inputs import Rows, Source, output_of, unpadded
 from compat.worker.load import (
     DTYPES,
     from_pretrained,
+    held_bytes_growth,
     quantizable_parameters,
     quantized_modules,
     weights_bytes,
@@ -55,6 +58,10 @@ class GroupSpec:
     seed: int = 0
     depth: str = "standard"
     key: str = ""
+    speed: dict[str, Any] = field(default_factory=dict)
+    """What the speed check is asked beyond its own: `points` ([rows, tokens, padding share] each), `budget_seconds`,
+    `baseline` (`group`, `attention`, `cell`; absent: eager), `extras`. The only part that may differ between requests
+    for one group."""
 
     def at_least(self, depth: str) -> bool:
         """Whether the checks are to look as far as `depth` (quick, standard or deep)."""
@@ -112,11 +119,12 @@ class Masters:
         self._model: Any = None
 
     def get(self, checkpoint: checkpoints.Checkpoint, task: str) -> Any:
-        """The checkpoint in fp32 with eager attention on the CPU. Raises StackError."""
+        """The checkpoint in fp32 with eager attention on the CPU; a shape on the meta device. Raises StackError."""
         if self._key != checkpoint.location:
             self._model = None
             with under_test("load"):
-                self._model = from_pretrained(checkpoint, task, torch.float32, "eager", torch.device("cpu"))
+                shape, asked = checkpoint.config is not None, (torch.float32, "eager", torch.device("cpu"))
+                self._model = shapes.on_meta(checkpoint, task) if shape else from_pretrained(checkpoint, task, *asked)
             self._key = checkpoint.location
         return self._model
 
@@ -139,11 +147,17 @@ class Group:
         self._dequantized: dict[str, torch.Tensor] = {}
         self._stored: dict[int, dict[str, dequantize.Stored]] = {}
         self._bytes_at_load: dict[int, int] = {}
+        self._growth: dict[int, int] = {}
         self.quantized: dict[str, int] = {}
         self.kept: dict[str, Any] = {}
         """What checks worked out once for all attention backends."""
 
     # -- what is loaded ------------------------------------------------------------------------------------------
+
+    @property
+    def shape(self) -> bool:
+        """Whether the weights are random ones of full size: nothing can be said of what the model computes."""
+        return bool(self.row["source"] == "shape")
 
     @cached_property
     def checkpoint(self) -> checkpoints.Checkpoint:
@@ -151,13 +165,15 @@ class Group:
 
     @property
     def master(self) -> Any:
-        """The checkpoint in fp32 on the CPU."""
+        """The checkpoint in fp32 on the CPU; of a shape its configuration, names and sizes, on the meta device."""
         return self._masters.get(self.checkpoint, self.task)
 
     @cached_property
     def tokenizer(self) -> Any:
         """The checkpoint's tokenizer; left padding, pad token set. Not for vision models."""
         with under_test("tokenizer"):
+            if self.shape:
+                return probes.word_tokenizer(int(self.master.config.get_text_config().vocab_size))
             # a probe's tokenizer is none of its family's, which AutoTokenizer would take for some families
             probe = self.row["source"] == "probe"
             loader = transformers.PreTrainedTokenizerFast if probe else transformers.AutoTokenizer
@@ -169,7 +185,7 @@ class Group:
     @cached_property
     def source(self) -> Source:
         """Draws inputs."""
-        text = self.row["source"] != "probe" and self.task != "image-classification"
+        text = self.row["source"] not in ("probe", "shape") and self.task != "image-classification"
         return Source(self.row, self.master.config, self.tokenizer if text else None)
 
     @cached_property
@@ -210,18 +226,14 @@ class Group:
         return self._from_checkpoint(attention, "reloaded", facts)
 
     def _from_checkpoint(self, attention: dict[str, Any], how: str, facts: dict[str, Any]) -> Loaded:
-        import time
-
+        asked, scheme = (self.dtype, attention["implementation"], self.device), self.spec.quantization
+        empty = self.master if self.shape else None
         started = time.perf_counter()
         with under_test("load"):
-            model = from_pretrained(
-                self.checkpoint,
-                self.task,
-                self.dtype,
-                attention["implementation"],
-                self.device,
-                self.spec.quantization if self.spec.quantization["library"] else None,
-            )
+            if self.shape:
+                model = shapes.from_pretrained(self.checkpoint, empty, *asked, scheme)
+            else:
+                model = from_pretrained(self.checkpoint, self.task, *asked, scheme if scheme["library"] else None)
             synchronize(self.device)
         seconds = time.perf_counter() - started
         self._note_quantized(model)
@@ -243,16 +255,23 @@ class Group:
         """Remember what was quantized, and the values of the first model, before a first forward repacks them."""
         with under_test("quantized state"):
             held = {path: dequantize.stored(module) for path, module in quantized_modules(model).items()}
-            self._stored[id(model)] = held
+            self._growth[id(model)] = held_bytes_growth(held)
+            if not self.shape:  # of a large model the first codes would be kept beside the repacked ones
+                self._stored[id(model)] = held
             if self.quantized:
                 return
             for path, own in held.items():
-                self._dequantized[path] = dequantize.dequantize(own).cpu()
+                if not self.shape:
+                    self._dequantized[path] = dequantize.dequantize(own).cpu()
                 self.quantized[f"{path}.weight"] = self.master.get_submodule(path).weight.numel()
 
     def stored(self, model: Any) -> dict[str, dequantize.Stored]:
         """Module path -> what each quantized linear of `model` (loaded by this group) held when it was loaded."""
         return self._stored[id(model)]
+
+    def bytes_growth(self, model: Any) -> int:
+        """Bytes that the scheme may hold more after the first forward of `model` (loaded by this group) than before."""
+        return self._growth[id(model)]
 
     def bytes_at_load(self, model: Any) -> int:
         """What `model` (loaded by this group) held before its first forward."""
@@ -297,9 +316,7 @@ class Group:
         if self.device.type == "cuda":
             available = torch.cuda.get_device_properties(self.device).total_memory
         else:
-            import os
-
-            available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+            available = machine.memory_bytes("cpu") or 0
         return torch.float64 if needed < 0.4 * available else torch.float32
 
     def reference_outputs(self, rows: Rows) -> list[torch.Tensor]:
@@ -368,8 +385,8 @@ class Group:
         self._cacheless_outputs.clear()
         self._yardsticks.clear()
         self._dequantized.clear()
-        self._stored.clear()
-        self._bytes_at_load.clear()
+        for by_model in (self._stored, self._bytes_at_load, self._growth):
+            by_model.clear()
         self.kept.clear()
         self.__dict__.pop("reference", None)
         gc.collect()

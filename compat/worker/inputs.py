@@ -100,8 +100,9 @@ class Source:
 
     def _row(self, generator: torch.Generator, length: int) -> tuple[int, ...]:
         if self._text:
-            at = int(torch.randint(0, max(1, len(self._text) - length), (1,), generator=generator))
-            return tuple(self._text[at : at + length])
+            text = self._text * (1 + length // len(self._text))
+            at = int(torch.randint(0, max(1, len(text) - length), (1,), generator=generator))
+            return tuple(text[at : at + length])
         ids = torch.randint(FIRST_TOKEN, self.vocab, (length,), generator=generator)
         return tuple(int(t) for t in ids)
 

@@ -27,14 +27,7 @@ def from_pretrained(
 ) -> Any:
     """The model of `task` on `device`, in the mode in which the library leaves it (eval). Raises whatever the library
     raises."""
-    arguments: dict[str, Any] = {
-        **checkpoint.arguments,
-        **stack_api.dtype_argument(dtype),
-        "attn_implementation": implementation,
-    }
-    if quantization and quantization["library"] == "bitsandbytes":
-        arguments["quantization_config"] = stack_api.bitsandbytes_config(quantization["arguments"], dtype)
-        arguments["device_map"] = {"": str(device)}
+    arguments = {**checkpoint.arguments, **stack_api.loading_arguments(dtype, implementation, device, quantization)}
     model = stack_api.auto_class(task).from_pretrained(checkpoint.location, **arguments)
     if "device_map" not in arguments:
         model = model.to(device)

@@ -45,11 +45,25 @@ def minimised(case: Case, shows: Shows) -> tuple[Case, bool]:
         return False
 
     try:
-        for reduce in (_fewer_rows, _fewer_steps, _fewer_pads, _shorter, _shorter_decoder, _fewer_pads, _fewer_steps):
+        for reduce in (
+            _fewer_settings,
+            _fewer_rows,
+            _fewer_steps,
+            _fewer_pads,
+            _shorter,
+            _shorter_decoder,
+            _fewer_pads,
+            _fewer_steps,
+        ):
             reduce(best, tried)
     except OutOfTime:
         return best[0], False
     return best[0], True
+
+
+def _fewer_settings(best: list[Case], tried: Shows) -> None:
+    for name in best[0].get("settings", {}):
+        tried(best[0] | {"settings": {k: v for k, v in best[0]["settings"].items() if k != name}})
 
 
 def _fewer_rows(best: list[Case], tried: Shows) -> None:

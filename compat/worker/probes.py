@@ -36,7 +36,7 @@ _VALUE_OUT = re.compile(
 _QK_NORM = re.compile(r"(^|\.)(q_norm|k_norm)$")
 
 
-def _fan_in(name: str, shape: torch.Size, hidden: int, module: torch.nn.Module) -> int:
+def fan_in(name: str, shape: torch.Size, hidden: int, module: torch.nn.Module) -> int:
     """Number of inputs that one output sums over, for the layouts that transformers uses."""
     if type(module).__name__ == "Conv1D":  # stored (in, out)
         return shape[0]
@@ -101,7 +101,7 @@ def _value(
         return noise
     if parameter.ndim < 2 or "bias" in own:
         return 0.02 * noise
-    scale = 1.0 / math.sqrt(_fan_in(f"{module_name}.{own}", parameter.shape, hidden, module))
+    scale = 1.0 / math.sqrt(fan_in(f"{module_name}.{own}", parameter.shape, hidden, module))
     if _QUERY_KEY.search(module_name) or _FUSED.search(module_name):
         gain = math.sqrt(2.0) * (query_gain if _QUERY.search(module_name) else 1.0)
         return gain * scale * noise
@@ -178,10 +178,10 @@ def build(row: dict[str, Any], folder: Path) -> None:
     if row["task"] == "image-classification":
         _image_processor(config).save_pretrained(folder)
     else:
-        _tokenizer(int(config.vocab_size)).save_pretrained(folder)
+        word_tokenizer(int(config.vocab_size)).save_pretrained(folder)
 
 
-def _tokenizer(vocab_size: int) -> Any:
+def word_tokenizer(vocab_size: int) -> Any:
     """A word-level tokenizer whose word `w17` is token 17; left padding is left to the caller."""
     import transformers
     from tokenizers import Tokenizer, models, pre_tokenizers

@@ -6,12 +6,13 @@ torch 2.5 to 2.13).
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib.metadata
 import inspect
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
 
@@ -59,6 +60,18 @@ def auto_class(task: str) -> Any:
             "speech-seq2seq": "AutoModelForSpeechSeq2Seq",
         }[task],
     )
+
+
+def takes_slices() -> bool:
+    """Whether `from_pretrained(state_dict=...)` reads a weight by indexing it when it needs it, as it reads those of a
+    safetensors file: since transformers 5."""
+    return TRANSFORMERS >= (5,)
+
+
+def takes_state_dict(quantized: bool) -> bool:
+    """Whether `from_pretrained(state_dict=...)` works where it has to place weights itself, to quantize them or by a
+    device map: older loaders then look for files only."""
+    return not quantized or TRANSFORMERS >= (4, 57)
 
 
 def switch_attention(model: Any, implementation: str) -> bool:
@@ -278,6 +291,17 @@ def bitsandbytes_config(arguments: dict[str, Any], compute_dtype: torch.dtype) -
     return transformers.BitsAndBytesConfig(**resolved)
 
 
+def loading_arguments(
+    dtype: torch.dtype, implementation: str, device: torch.device, quantization: dict[str, Any] | None
+) -> dict[str, Any]:
+    """The keywords of `from_pretrained` for the axes of a cell; a device map only where quantization asks for one."""
+    arguments: dict[str, Any] = {**dtype_argument(dtype), "attn_implementation": implementation}
+    if quantization and quantization["library"] == "bitsandbytes":
+        arguments["quantization_config"] = bitsandbytes_config(quantization["arguments"], dtype)
+        arguments["device_map"] = {"": str(device)}
+    return arguments
+
+
 def offload_to_host(model: Any, device: torch.device) -> Any:
     """`model` with its weights in host memory, fetched to `device` for each module's forward."""
     import accelerate  # type: ignore[import-untyped]
@@ -337,3 +361,28 @@ def quiet_logs() -> None:
     disable = getattr(transformers.logging, "disable_progress_bar", None)
     if disable is not None:
         disable()
+
+
+@contextlib.contextmanager
+def wrapped_attention(wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[bool]:
+    """Pass every attention function that a model looks up inside the block through `wrap`; yields False on stacks where
+    families do not look theirs up in one place (before transformers 4.57)."""
+    try:
+        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+    except ImportError:
+        yield False
+        return
+    kind = type(ALL_ATTENTION_FUNCTIONS)
+    original = getattr(kind, "get_interface", None)
+    if original is None:
+        yield False
+        return
+
+    def looked_up(self: Any, *arguments: Any, **more: Any) -> Callable[..., Any]:
+        return wrap(original(self, *arguments, **more))
+
+    kind.get_interface = looked_up
+    try:
+        yield True
+    finally:
+        kind.get_interface = original

@@ -15,10 +15,57 @@ from compat.worker.checks import agreement
 from compat.worker.group import Group
 from compat.worker.inputs import Rows
 
+LOADING = ("load", "fetch", "convert", "build", "tokenizer", "quantized state")
+"""Phases before a model is there."""
+
+SAVING = ("save", "reload")
+TRAINING = ("train", "backward", "adapter")
+
+PLAIN_LENGTH = 33
+"""Tokens of the rows that are tried first where something was raised."""
+
 
 def starts(group: Group, check: str) -> list[Case]:
     """Cases of the kind that `check` asks, in the order in which they are tried."""
     return _STARTS[check](group) if check in _STARTS else []
+
+
+def raising(group: Group, check: str, phase: str) -> list[Case]:
+    """Calls that may raise what `check` raised in `phase`, in the order in which they are tried: a plain forward before
+    all others, since most of what a check raises any forward raises."""
+    if phase in LOADING:
+        return [{"kind": "load"}]
+    if phase == "switch":
+        return [{"kind": "switch"}, {"kind": "load"}]
+    if phase in SAVING:
+        return [{"kind": "save"}]
+    seed = 1000 * group.spec.seed
+    if group.task == "image-classification":
+        return [{"kind": "forward", "images": {"seed": seed, "of": 2, "which": [0, 1]}}]
+    plain = group.source.rows(seed, [PLAIN_LENGTH] * 2)
+    own = [c for c in starts(group, check) if c["kind"] not in ("repeat", "replay") and "outliers" not in c]
+    found = [_plain("forward", plain), *own]
+    if group.task in ("causal-lm", "seq2seq-lm"):
+        side = "left" if group.task == "causal-lm" else "right"
+        layout = {"side": side, "length": PLAIN_LENGTH, "pad": group.source.pad, "new": 4}
+        rows = Rows(tokens=(plain.tokens[0], plain.tokens[1][: PLAIN_LENGTH - 6]))
+        found += [_plain("generate", rows, settings=settings, **layout) for settings in _ways(group, check)]
+    if phase in TRAINING or check == "gradient":
+        found.append(_plain("train", plain))
+    return found
+
+
+def _ways(group: Group, check: str) -> list[dict[str, Any]]:
+    """Settings of `generate` that a check asks for and that change how it runs."""
+    compiled = {} if group.device.type == "cpu" else {"disable_compile": True}
+    found: list[dict[str, Any]] = [{}]
+    if check == "cache":
+        found += [
+            {"prefill_chunk_size": 13},
+            {"cache_implementation": "static", **compiled},
+            {"cache_implementation": "static", "prefill_chunk_size": 13, **compiled},
+        ]
+    return [*found, {"num_beams": 3}, {"do_sample": True, "top_k": 20}, {"output_attentions": True}]
 
 
 def _agreement(group: Group) -> list[Case]:
@@ -80,6 +127,8 @@ def _cache(group: Group) -> list[Case]:
     batch = _plain("decode", rows, steps=[length - 12, *[1] * 12], **layout)
     alone = only(batch, [0])
     found = [alone, alone | {"steps": [length - 24, 13, 11]}, batch, alone | {"steps": [20, 15, 1, 13]}]
+    if stack_api.accepts(group.master, "position_ids"):
+        found.insert(1, alone | {"positions": False})
     if stack_api.rolls_back(group.master):
         found += [
             alone | {"steps": [length - 4, 1, 1, ["crop", 3], 2, 1, 2]},

@@ -2,8 +2,24 @@
 
 from __future__ import annotations
 
-from compat.execute.explaining import FULL_A_CAUSE, FULL_SECONDS, Explainer, explain_request, explained
-from compat.records import Check, Evidence, Measurement, Outcome
+import re
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from compat.execute.explaining import (
+    FULL_A_CAUSE,
+    FULL_SECONDS,
+    Explainer,
+    asks,
+    explain_request,
+    explained,
+    lost_device,
+    pattern,
+    raised_by,
+    unasked,
+)
+from compat.records import Check, Evidence, ExceptionInfo, Measurement, Outcome
 
 BROKEN = Check(
     name="padding",
@@ -58,6 +74,65 @@ def test_an_answer_adds_evidence_and_changes_nothing_else() -> None:
     assert found.evidence.minimal == {"bounds": {"ratio_rms": 1.5}, "case": {"kind": "forward"}}
     assert (found.outcome, found.reason, found.measurements) == (BROKEN.outcome, BROKEN.reason, BROKEN.measurements)
     assert (found.evidence.signature, found.evidence.facts) == (BROKEN.evidence.signature, BROKEN.evidence.facts)
+
+
+def _raised(kind: str, message: str, outcome: Outcome = Outcome.FAIL, refusal: str = "") -> Check:
+    exception = ExceptionInfo(type=kind, message=message, refusal=refusal)
+    evidence = Evidence(exception=exception, facts={"phase": "generate"}, signature="generate raised")
+    return Check(name="speed", outcome=outcome, evidence=evidence)
+
+
+def test_what_was_raised_is_asked_about_in_every_check() -> None:
+    check = _raised("AssertionError", "\n N is 12, not 64\nmore")
+    assert Explainer().effort("llama", check, True) == "full"
+    assert Explainer().effort("llama", _raised("ValueError", "x", Outcome.UNSUPPORTED), True) == "", "it was a refusal"
+    raised = raised_by(check, {})
+    assert raised is not None
+    assert (raised["phase"], raised["type"]) == ("generate", "AssertionError")
+    assert re.search(raised["message"], "N is 5, not 128")
+    assert not re.search(raised["message"], "M is 5, not 128")
+    assert explain_request({"op": "check"}, {}, "full", raised)["raised"] == raised
+
+
+def test_a_path_that_a_check_went_round_is_asked_about_where_nothing_else_failed() -> None:
+    facts = {"raised": {"static generate": "generate: ValueError: too many values to unpack (expected 2)"}}
+    check = _replaced(name="cache", evidence=Evidence(facts=facts))
+    raised = raised_by(check, {"paths_raised": 0.0})
+    assert raised is not None
+    assert (raised["phase"], raised["type"]) == ("generate", "ValueError")
+    assert re.search(raised["message"], "too many values to unpack (expected 3)")
+    assert raised_by(check, {"paths_raised": 0.0, "ratio_rms": 2.0}) is None, "the figures are the worse news"
+    assert raised_by(_replaced(), {"ratio_rms": 1.5}) is None
+
+
+def test_what_broke_the_device_is_never_asked_again() -> None:
+    check = _raised("torch.AcceleratorError", "CUDA error: device-side assert", Outcome.CRASH, "device-fault")
+    assert lost_device(check)
+    assert asks(check)
+    assert Explainer().effort("llama", check, True) == ""
+    found = explained(check, {}, unasked(check, 3)).evidence.minimal
+    assert found["case"]["kind"] == "generate"
+    assert found["case"]["drawn"]["seed"] == 3000
+    assert found["raises"]["type"] == "torch.AcceleratorError"
+    assert "breaks the device" in found["note"]
+    assert not asks(Check(name="load", outcome=Outcome.CRASH)), "a worker that died left no exception to wait for"
+
+
+@given(message=st.text(max_size=300))
+def test_a_pattern_fits_its_own_message(message: str) -> None:
+    line = next((x.strip() for x in message.splitlines() if x.strip()), "")
+    assert re.search(pattern(message), line)
+
+
+@given(
+    words=st.lists(st.sampled_from(["size", "(", "[a]", "of", "*?", "is"]), min_size=1),
+    old=st.integers(0),
+    new=st.integers(0),
+)
+def test_a_pattern_lets_numbers_be_others(words: list[str], old: int, new: int) -> None:
+    template = " ".join([*words, "{}", "end"])
+    assert re.search(pattern(template.format(old)), template.format(new))
+    assert not re.search(pattern(template.format(old)), " ".join(words))
 
 
 def test_no_answer_is_said() -> None:

@@ -211,6 +211,13 @@ def test_importing_the_package_loads_no_renderer() -> None:
             {"kind": "replay", "rows": [[5]], "length": 2, "side": "left", "new": 1, "settings": {"top_k": 3}},
             "1 token generated from 1 row of 1 token, 1 pad on the left, with top_k",
         ),
+        (
+            {"kind": "generate", "rows": [[5]], "length": 1, "side": "left", "new": 2, "settings": {"num_beams": 3}},
+            "2 tokens generated from 1 row of 1 token, no pads, with num_beams",
+        ),
+        ({"kind": "train", "rows": [[5, 6]]}, "a training step of 1 row of 2 tokens"),
+        ({"kind": "forward", "drawn": {"seed": 0, "lengths": [33, 33]}}, "one forward of 2 rows of 33 tokens"),
+        ({"kind": "save"}, "saving it and loading it again"),
     ],
 )
 def test_the_smallest_call_is_told_in_words(case: dict[str, object], words: str) -> None:

@@ -5,25 +5,45 @@
 
 from __future__ import annotations
 
+import functools
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from compat.records import decode_run
-from compat.render import FORMATS, render
+from compat.render import FORMATS, pictures, render
 from compat.render.markdown import matrix_tables
 
+from .sample_grid import grid_run
 from .sample_runs import small_run
 
 GOLDEN = Path(__file__).parent.parent / "golden"
-PAGES = {
+DRAWN = (
+    "llama-7b-bf16-none-prefill-speedup",
+    "llama-7b-bf16-none-prefill-peak-bytes",
+    "llama-7b-bf16-none-attained",
+    "llama-7b-bf16-decode-by-quantization",
+    "llama-7b-bf16-weights-bytes",
+)
+"""One picture of each kind."""
+
+
+def _picture(name: str) -> str:
+    return pictures(grid_run())[f"{name}.svg"]
+
+
+PAGES: dict[str, Callable[[], str]] = {
     "report.txt": lambda: render(small_run(), "terminal"),
     "report-ascii-60.txt": lambda: render(small_run(), "terminal", width=60, ascii=True),
     "report-color.txt": lambda: render(small_run(), "terminal", color=True),
     "report.md": lambda: render(small_run(), "markdown"),
     "matrix.md": lambda: matrix_tables(small_run(), dtypes=["bf16"], quantizations=["none"]),
     "report.html": lambda: render(small_run(), "html"),
+    "grid.txt": lambda: render(grid_run(), "terminal"),
+    "grid.md": lambda: render(grid_run(), "markdown", plots="plots"),
+    **{f"plots/{name}.svg": functools.partial(_picture, name) for name in DRAWN},
     "run.json": lambda: render(small_run(), "json"),
 }
 

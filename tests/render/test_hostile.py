@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
+from xml.etree import ElementTree
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -26,8 +27,9 @@ from compat.records import (
     StackIdentity,
     summarize,
 )
-from compat.render import render
+from compat.render import pictures, render
 from compat.render.inert import visible
+from compat.render.points import METRICS
 
 from .reading import MARKS, Page
 
@@ -61,6 +63,7 @@ figures = st.one_of(st.none(), st.floats(allow_nan=False, allow_infinity=False))
 LAW = settings(max_examples=25, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 
 
+REAL = {"source": "hub"}
 OPTIONAL = ("side", "length", "steps", "settings", "cache", "new", "images", "masked_row")
 
 
@@ -73,6 +76,53 @@ def cases(text: st.SearchStrategy[str]) -> st.SearchStrategy[dict[str, object]]:
         {"kind": st.one_of(kind, text), "rows": st.lists(anything, max_size=2)},
         optional=dict.fromkeys(OPTIONAL, anything),
     )
+
+
+ats = st.dictionaries(
+    st.one_of(st.sampled_from(["length", "batch", "padding"]), hostile),
+    st.one_of(st.sampled_from([0.0, 0.3, 1.0, 2.0, 256.0, 4096.0]), st.floats()),
+    max_size=4,
+)
+anything = st.one_of(hostile, figures, st.booleans(), st.lists(hostile, max_size=2))
+
+
+@st.composite
+def speed_facts(draw: st.DrawFn) -> dict[str, object]:
+    """Facts of a speed check, hostile in every place that a report reads."""
+    entry = st.dictionaries(st.sampled_from(["phase", "length", "batch", "padding", "seconds"]), anything, max_size=5)
+    state = st.dictionaries(st.one_of(st.sampled_from(["throttling", "sm_clock_mhz"]), hostile), anything, max_size=3)
+    names = st.one_of(st.sampled_from(["4x256@0 prefill", "2x4096@0.3", "1x99999999@9.9.9 x"]), hostile)
+    return {
+        "points": draw(st.one_of(st.lists(st.one_of(entry, hostile), max_size=3), hostile)),
+        "left_out": draw(st.one_of(st.dictionaries(names, anything, max_size=3), hostile)),
+        "ceilings": draw(st.one_of(state, st.just({"copy_bytes_per_second": 1e12}))),
+        "device_before": draw(state),
+        "device_after": draw(st.one_of(state, hostile)),
+        "baseline": draw(st.one_of(hostile, st.just("eager"))),
+        "attention_alone": draw(anything),
+    }
+
+
+@st.composite
+def gridded(draw: st.DrawFn) -> tuple[Measurement, ...]:
+    """Measurements at points: some that make plots, some at places that are none."""
+    names = [m.name for m in METRICS] + ["prefill_interval", "decode_contention", "pipeline_over_generate"]
+    found = [
+        Measurement(
+            name=draw(st.sampled_from(names)),
+            unit=draw(hostile),
+            better="higher",
+            value=draw(figures),
+            ci95=draw(st.sampled_from([None, (0.5, 2.0), (-1e308, 1e308), (3.0, 1.0)])),
+            at=draw(ats),
+        )
+        for _ in range(draw(st.integers(0, 4)))
+    ]
+    for length in draw(st.lists(st.sampled_from([1.0, 256.0, 2048.0, 1e9]), max_size=3)):
+        for name in ("prefill_speedup", "prefill_peak_bytes", "decode_rate", "attention_bytes_share"):
+            at = {"length": length, "batch": 2.0, "padding": draw(st.sampled_from([0.0, 0.3]))}
+            found.append(Measurement(name=name, unit="x", value=draw(figures), ci95=(0.5, 2.0), at=at))
+    return tuple(found)
 
 
 @st.composite
@@ -93,7 +143,11 @@ def checks(draw: st.DrawFn, name: str | None = None) -> Check:
         },
         script=draw(hostile),
         repro=draw(hostile),
-        facts={draw(hostile): draw(hostile), "deep": {draw(hostile): [draw(hostile), draw(figures)]}},
+        facts={
+            draw(hostile): draw(hostile),
+            "deep": {draw(hostile): [draw(hostile), draw(figures)]},
+            **(draw(speed_facts()) if name == "speed" else {}),
+        },
     )
     speedup = Measurement(name="prefill_speedup", unit="x", better="higher", value=draw(figures), ci95=(0.5, 2.0))
     return Check(
@@ -103,6 +157,7 @@ def checks(draw: st.DrawFn, name: str | None = None) -> Check:
         measurements=(
             speedup,
             Measurement(name=draw(hostile), unit=draw(hostile), value=draw(figures), method=draw(hostile)),
+            *(draw(gridded()) if name == "speed" else ()),
         ),
         evidence=evidence,
     )
@@ -113,9 +168,13 @@ def runs(draw: st.DrawFn) -> Run:
     """A run whose every text is hostile."""
     names = draw(st.lists(hostile, min_size=1, max_size=3))
     cells = []
-    for model in draw(st.lists(hostile, min_size=1, max_size=3)):
+    models = draw(st.lists(hostile, min_size=1, max_size=3))
+    for model in models:
         for attention in names:
             axes = {"model": model, "dtype": draw(hostile), "attention": attention, "quantization": draw(hostile)}
+            axes["dtype"], axes["quantization"] = draw(
+                st.sampled_from([(axes["dtype"], "none"), ("bf16", "none"), ("bf16", "q")])
+            )
             axes |= draw(st.sampled_from([{}, {draw(hostile): draw(hostile)}]))
             asked = (draw(checks()), draw(checks("speed")))
             effective = {"attention": draw(hostile), draw(hostile): {draw(hostile): 1}}
@@ -140,7 +199,10 @@ def runs(draw: st.DrawFn) -> Run:
         matrix=FileIdentity(path=draw(hostile), sha256=draw(hostile)),
         stack=StackIdentity(name=draw(hostile), sha256=draw(hostile)),
         device=draw(hostile),
-        settings={draw(hostile): draw(hostile)},
+        settings={
+            draw(hostile): draw(hostile),
+            "models": draw(st.one_of(hostile, st.just(dict.fromkeys(models, REAL)))),
+        },
     )
     machine = Environment(
         python=draw(hostile),
@@ -188,8 +250,10 @@ def test_html_is_inert(run: Run) -> None:
 @given(runs())
 def test_markdown_is_inert(run: Run) -> None:
     markdown_it = pytest.importorskip("markdown_it")
-    text = render(run, "markdown")
+    text = render(run, "markdown", plots="plots")
     assert_visible(text)
+    text, drawn = re.subn(r"^!\[[^\]\n]*\]\(plots/[a-z0-9.-]+\.svg\)$", "a picture", text, flags=re.MULTILINE)
+    assert drawn == len(pictures(run))
     tokens = markdown_it.MarkdownIt("commonmark").enable("table").parse(text)
     flat = [t for token in tokens for t in [token, *(token.children or [])]]
     kinds = {t.type for t in flat}
@@ -202,7 +266,27 @@ def test_markdown_is_inert(run: Run) -> None:
             assert "<" not in rest, token.content
     _check_rows(text)
     headings = [tokens[i + 1].content for i, t in enumerate(tokens) if t.type == "heading_open"]
+    assert all(h for h in headings)
+    headings = [h for h, level in zip(headings, _levels(tokens), strict=True) if level == "h2"]
     assert all(h.startswith(("Matrix: ", "What went", "Speed", "Counts", "Run again", "Matrix&#58;")) for h in headings)
+
+
+def _levels(tokens: list[object]) -> list[str]:
+    return [str(t.tag) for t in tokens if t.type == "heading_open"]  # type: ignore[attr-defined]
+
+
+@LAW
+@given(runs())
+def test_pictures_are_inert(run: Run) -> None:
+    for name, text in pictures(run).items():
+        assert re.fullmatch(r"[a-z0-9][a-z0-9.-]*\.svg", name)
+        assert_visible(text)
+        names = {element.tag.rpartition("}")[2] for element in ElementTree.fromstring(text).iter()}
+        assert names <= {"svg", "title", "desc", "style", "rect", "g", "path", "line", "text"}
+        for element in ElementTree.fromstring(text).iter():
+            assert not [a for a in element.attrib if a.startswith("on") or "href" in a or a == "style"]
+            numbers = " ".join(v for a, v in element.attrib.items() if a in ("d", "x", "y", "x1", "x2", "y1", "y2"))
+            assert not re.search("nan|inf", numbers), numbers
 
 
 def _check_rows(text: str) -> None:

@@ -21,8 +21,10 @@ from compat.judge import Rule, criteria
 from compat.matrix import read_matrix
 from compat.records import Check, Measurement, encode_run
 from compat.render.markdown import matrix_tables
-from compat.render.readme import MarkError, main, marks, refreshed, refreshed_where_possible
+from compat.render.readme import main, marks, refreshed, refreshed_where_possible
+from compat.render.readme_marks import MarkError
 
+from .sample_grid import grid_run
 from .sample_runs import small_run
 
 ROOT = Path(__file__).parents[2]
@@ -36,6 +38,7 @@ PAGES = tuple(
         "docs/architecture.md",
         "docs/criteria.md",
         "docs/matrices.md",
+        "docs/speed.md",
         "docs/stored-form.md",
     )
 )
@@ -70,6 +73,21 @@ def test_every_generator_of_a_run_says_something_that_ends(name: str, root: Path
     new = refreshed(place(f"{name} run=reports/it"), root)
     assert "old" not in new.splitlines()
     assert [m.name for m in marks(new)] == [name]
+
+
+def test_grids_of_a_run_stand_with_their_pictures(root: Path) -> None:
+    store.write_run(grid_run(), root / "reports" / "it")
+    page = refreshed(place("grids run=reports/it models=llama-7b plots=../reports/it/plots"), root)
+    assert "### llama-7b, bf16, quantization none" in page
+    assert "](../reports/it/plots/llama-7b-bf16-none-prefill-speedup.svg)" in page
+    assert "plots" not in refreshed(place("grids run=reports/it"), root)
+    with pytest.raises(MarkError, match="unknown value 'lama-7b'; nearest: 'llama-7b'"):
+        refreshed(place("grids run=reports/it models=lama-7b"), root)
+
+
+def test_grids_of_a_run_without_any_are_refused(root: Path) -> None:
+    with pytest.raises(MarkError, match="measured nothing on a grid"):
+        refreshed(place("grids run=reports/it"), root)
 
 
 def test_margins_hold_the_farthest_within_and_the_nearest_beyond(root: Path) -> None:

@@ -2,14 +2,21 @@
 
 `python -m tests.reproduce.proving FAULT SCRIPT` runs a script on a stack that has a fault of compat.faults;
 `python -m tests.reproduce.proving --table [FAULT ...]` proves one fault after the other and prints what came of it.
+`python -m tests.reproduce.proving --run RUN [PATTERN ...]` runs the script of every failing check of a stored run (of
+the cells that fit a pattern) alone, where compat cannot be imported, and prints how each ends; its own exit code is 1
+when a script does not show its failure or a check that is `fail` has none.
 """
 
 from __future__ import annotations
 
+import fnmatch
+import os
 import runpy
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +24,15 @@ from typing import Any
 from compat import reproduce
 from compat.axes import AXES
 from compat.builtin import matrix_path
-from compat.execute.explaining import explain_request, explained
+from compat.execute.explaining import explain_request, explained, raised_by
 from compat.execute.local import check_request, group_spec
 from compat.judge import broken, context_of, judge
 from compat.matrix import CellSpec, read_matrix
 from compat.plan import make_plan
-from compat.records import Check
+from compat.records import Check, Outcome, Run
 from compat.render.evidence import kernels, smallest
+from compat.session import reproducer
+from compat.store import read_run
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 60.0
@@ -54,7 +63,7 @@ def explain_in_process(cell: str, check: str, cache: Path, fault: str = "") -> P
     try:
         found = judge(check, session.check(request | {"fault": fault}), context)
         limits = broken(found, context)
-        asked = explain_request(request, limits, "full") | {"seconds": SECONDS}
+        asked = explain_request(request, limits, "full", raised_by(found, limits)) | {"seconds": SECONDS}
         answer = session.explain(asked)
         how = session.group.loaded(request["attention"]).how
     finally:
@@ -110,8 +119,6 @@ PROVEN = (
 
 def _table(names: list[str]) -> None:
     """For each fault of PROVEN (or those named): module, call, kernels, how its script ends with and without it."""
-    import os
-
     cache = Path(os.environ["COMPAT_CACHE"]) if "COMPAT_CACHE" in os.environ else Path(tempfile.mkdtemp())
     print("| fault | cell | check | module | smallest call | kernels | with | without |")
     print("|:--|:--|:--|:--|:--|:--|--:|--:|")
@@ -127,8 +134,97 @@ def _table(names: list[str]) -> None:
             print("|", " | ".join([fault, cell, check, *(t or "-" for t in told), *map(str, ends)]), "|", flush=True)
 
 
+# -- the scripts of a stored run ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How the script of one check ended; no code where there is no script."""
+
+    cell: str
+    check: Check
+    code: int | None
+    last: str
+    """The last line that it printed."""
+    seen: str = ""
+    """The line before: what it measured, or what it waited for."""
+    seconds: float = 0.0
+
+    @property
+    def shown(self) -> bool:
+        """Whether the failure was shown; one that is only degraded may be without a script."""
+        return self.code == 1 or (self.code is None and self.check.outcome != Outcome.FAIL)
+
+
+def without_compat(folder: Path) -> Path:
+    """A Python in `folder` that has the packages of this one, but not compat: a virtual environment whose site-packages
+    links to each package but ours, and to no .pth file, by which an editable install works. Raises RuntimeError where
+    compat can be imported all the same."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True, timeout=120)
+    (own,) = folder.glob("lib/python*/site-packages")
+    for packages in (p for p in sys.path if Path(p).name in ("site-packages", "dist-packages")):
+        for entry in Path(packages).iterdir():
+            ours = entry.name == "compat" or entry.name.startswith("compat-")
+            if not ours and entry.suffix != ".pth" and not (own / entry.name).exists():
+                (own / entry.name).symlink_to(entry)
+    python = folder / "bin" / "python"
+    words = [str(python), "-P", "-c", "import compat"]
+    tried = subprocess.run(words, cwd=folder, env={}, capture_output=True, text=True, timeout=120)
+    if "No module named 'compat'" not in tried.stderr:
+        raise RuntimeError("compat can be imported where it must not be: " + (tried.stderr.strip() or "it imports"))
+    return python
+
+
+def scripts_end(run: Run, folder: Path, patterns: Sequence[str], python: Path) -> Iterator[Ended]:
+    """Run the script of every failing check, each in an empty folder and with nothing of the caller's environment but
+    PATH; from `folder` (of the run) where it is there, else made from what is stored."""
+    for cell in run.cells:
+        if patterns and not any(fnmatch.fnmatchcase(cell.id, p) for p in patterns):
+            continue
+        for check in cell.checks:
+            if check.outcome in reproduce.SHOWN or check.evidence.minimal.get("raises"):
+                stored = folder / reproduce.FOLDER / check.evidence.script
+                there = check.evidence.script and stored.is_file()
+                text = stored.read_text(encoding="utf-8") if there else reproducer(run, cell, check)
+                yield _ends(cell.id, check, text, python)
+
+
+def _ends(cell: str, check: Check, text: str, python: Path) -> Ended:
+    if not text:
+        return Ended(cell, check, None, "no script")
+    with tempfile.TemporaryDirectory() as empty, tempfile.TemporaryDirectory() as elsewhere:
+        path = Path(elsewhere) / "script.py"
+        path.write_text(text, encoding="utf-8")
+        started = time.monotonic()
+        words = ["env", "-i", f"PATH={os.environ['PATH']}", f"HOME={empty}", str(python), "-P", str(path)]
+        ended = subprocess.run(words, cwd=empty, capture_output=True, text=True, timeout=600)
+    said = [line for line in (ended.stdout if ended.returncode < 2 else ended.stderr).splitlines() if line.strip()]
+    seconds = time.monotonic() - started
+    marked = [line for line in said if "<- the defect" in line] or said[-2:-1]
+    last, seen = (lines[-1].strip() if lines else "" for lines in (said, marked))
+    return Ended(cell, check, ended.returncode, last, seen, seconds)
+
+
+def _run_scripts(folder: Path, patterns: Sequence[str]) -> int:
+    """The table of a stored run; the exit code."""
+    run = read_run(folder)
+    wrong = count = 0
+    with tempfile.TemporaryDirectory() as scratch:
+        python = without_compat(Path(scratch) / "venv")
+        print("| cell | check | outcome | exit code | seconds | last line | before it |\n|:--|:--|:--|--:|--:|:--|:--|")
+        for one in scripts_end(run, folder if folder.is_dir() else folder.parent, patterns, python):
+            count, wrong = count + 1, wrong + (not one.shown)
+            code = "-" if one.code is None else str(one.code)
+            told = [one.cell, one.check.name, one.check.outcome.value, code, f"{one.seconds:.0f}", one.last, one.seen]
+            print("|", " | ".join(t.replace("|", "\\|") for t in told), "|", flush=True)
+    print(f"{count} failing checks; {wrong} not shown by a script")
+    return 1 if wrong else 0
+
+
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--table"]:
         _table(sys.argv[2:])
+    elif sys.argv[1:2] == ["--run"]:
+        sys.exit(_run_scripts(Path(sys.argv[2]), sys.argv[3:]))
     else:
         _run_with_fault(*sys.argv[1:3])

@@ -61,6 +61,11 @@ def test_a_name_that_does_not_exist_is_said() -> None:
         carved(("metrics", "rsm"))
 
 
+def test_what_is_no_part_of_the_worker_is_refused() -> None:
+    with pytest.raises(ValueError, match="machine, which shapes imports, is no part"):
+        carved(("shapes", "_require_room"))
+
+
 def test_two_definitions_of_one_name_are_refused() -> None:
     carver = carve._Carver()
     carver.origins["rms"] = "elsewhere"

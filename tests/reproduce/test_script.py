@@ -37,6 +37,20 @@ CASES: dict[str, dict[str, Any]] = {
     "replay": {"kind": "replay", **LAYOUT, "new": 2, "settings": {"repetition_penalty": 1.3}},
     "repeat": {"kind": "repeat", "rows": [[5, 6]]},
 }
+RAISED: dict[str, dict[str, Any]] = {
+    **{kind: case for kind, case in CASES.items() if kind not in ("outliers", "replay", "repeat")},
+    **{kind: {"kind": kind} for kind in ("load", "switch", "save")},
+    "train": {"kind": "train", "rows": [[5, 6]]},
+    "drawn": {
+        "kind": "generate",
+        "drawn": {"seed": 0, "lengths": [3, 3]},
+        "side": "left",
+        "length": 3,
+        "pad": 0,
+        "new": 2,
+    },
+}
+RAISES = {"phase": "forward", "type": "ValueError", "message": "rows"}
 
 
 def _failed(name: str, reason: str = "", signature: str = "", **minimal: Any) -> Check:
@@ -48,8 +62,13 @@ CHECKS = {
     "load": _failed("load", "quantized_share 0.1"),
     "quality": _failed("quality", bounds={"codes_differing": 0}),
     "gradient": _failed("gradient", bounds={"ratio_rms": 1.5}),
+    "gradient of parameters": _failed("gradient", bounds={"yardstick_parameter": 48}),
     "memory": _failed("memory", bounds={"left_behind_bytes": 0}),
+    "memory of weights": _failed("memory", bounds={"weights_over_scheme": 1.01}),
+    "cache": _failed("cache", bounds={"cache_over_arithmetic": 1.05}, note="no single call"),
     "dispatch": _failed("dispatch", signature="dispatch: path-fell-back: x"),
+    "dispatch of weights": _failed("dispatch", signature="dispatch: attentions-switched: x"),
+    "offload": _failed("load", "offload_difference 4", bounds={"offload_difference": 0}),
 }
 
 
@@ -86,6 +105,34 @@ def test_every_kind_of_script_is_whole(kind: str, quantization: str) -> None:
     assert not {name for name in _imported(made) if name.split(".")[0] == "compat"}
     _defined_before_use(made)
     assert "sys.exit(1 if shows else 0)" in made
+
+
+@pytest.mark.parametrize("kind", RAISED)
+def test_every_call_that_raises_has_a_script_that_waits_for_its_exception(kind: str) -> None:
+    made = script(_failed("load", case=RAISED[kind], raises=RAISES), Subject("c", AXES, ROW))
+    compile(made, "script", "exec")
+    assert not {name for name in _imported(made) if name.split(".")[0] == "compat"}
+    _defined_before_use(made)
+    assert "expected(" in made
+    lost = Check(
+        name="load", outcome=Outcome.CRASH, evidence=Evidence(minimal={"case": RAISED[kind], "raises": RAISES})
+    )
+    assert script(lost, Subject("c", AXES, ROW)), "a call that broke the device has one too"
+
+
+def test_a_call_that_no_script_makes_has_none() -> None:
+    assert script(_failed("load", case={"kind": "juggle"}, raises=RAISES), Subject("c", AXES, ROW)) == ""
+    assert script(_failed("load", case={"kind": "juggle"}), Subject("c", AXES, ROW)) == ""
+
+
+@pytest.mark.parametrize("kind", ["memory of weights", "load", "dispatch"])
+def test_a_shape_is_drawn_and_not_read(kind: str) -> None:
+    row = {**ROW, "source": "shape", "config": {"vocab_size": 9}}
+    made = script(CHECKS[kind], Subject("c", {**AXES, "quantization": "bnb-nf4"}, row))
+    compile(made, "script", "exec")
+    assert not {name for name in _imported(made) if name.split(".")[0] == "compat"}
+    _defined_before_use(made)
+    assert "state_dict=drawn" in made
 
 
 def test_what_no_script_stands_for_has_none() -> None:

@@ -98,6 +98,17 @@ def test_every_start_runs_and_its_rows_stand_where_its_windows_say(probe_cache: 
                     _windows_hold(own, case)
 
 
+def test_a_model_that_counts_positions_itself_is_asked_to(probe_cache: Path) -> None:
+    """transformers 5.23: Bamba's own position ids do not count what its cache holds."""
+    found = explained("bamba/fp32/eager/none", "cache", probe_cache, {"ratio_rms": 2.0})
+    case = found["minimal"].get("case")
+    if case is None:
+        pytest.skip("this stack has not the defect")
+    assert case["kind"] == "decode"
+    assert case["positions"] is False
+    assert len(case["steps"]) == 2
+
+
 def _windows_hold(own: Any, case: cases.Case) -> None:
     """Token ids read through the windows are those of the rows."""
     fed = case["rows"]

@@ -5,7 +5,8 @@ reloaded); kernels seen in one unpadded forward. Measurements: elements that dif
 dtype, parameters, settings and buffers that are not as asked, share of quantizable parameters really quantized, load
 and first-forward seconds. In the eager cell of an unquantized group also what does not depend on the backend: whether
 the checkpoint's own values arrived, and whether other ways of loading (saved again and in shards, by a device map,
-offloaded) give the same model.
+offloaded) give the same model. Of a shape (random weights) only what needs no checkpoint to compare with: facts say
+what was not asked.
 """
 
 from __future__ import annotations
@@ -24,16 +25,23 @@ from compat.worker.report import Report
 
 PROBE_LENGTH = 33
 
+NOT_OF_A_SHAPE = [
+    "weights against the checkpoint's",
+    "the checkpoint's own values",
+    "saving, loading again, a device map, offloading",
+]
+"""What would compare a model of random weights with itself, or copy it several times."""
+
 
 def run(group: Group, attention: dict[str, Any]) -> Report:
     """See the module's docstring. Raises StackError, Unavailable."""
     report = Report(seed=group.spec.seed)
     loaded = group.loaded(attention)
-    kernels, seconds = _kernels(group, loaded)
+    kernels, seconds, output = _kernels(group, loaded)
     if loaded.how == "switched" and not _ran(attention, kernels):
         facts = {"switch": f"said it took effect, but the kernels were {_named(kernels)}"}
         loaded = group.reload(attention, facts)
-        kernels, seconds = _kernels(group, loaded)
+        kernels, seconds, output = _kernels(group, loaded)
     report.kernels = kernels
     model = loaded.model
     report.facts = {
@@ -50,8 +58,13 @@ def run(group: Group, attention: dict[str, Any]) -> Report:
     report.measure("first_forward_seconds", seconds, unit="s")
     if group.spec.quantization["library"]:
         _quantization(group, model, report)
-    _weights(group, model, report)
+    if not group.shape:
+        _weights(group, model, report)
     _as_asked(group, model, report)
+    if group.shape:
+        report.measure("nonfinite_elements", int((~torch.isfinite(output)).sum()), unit="elements", method="sum")
+        report.facts["not_asked"] = NOT_OF_A_SHAPE
+        return report
     if attention["name"] == "eager" and not group.spec.quantization["library"]:
         _origin(group, report)
         if reload.affordable(group):
@@ -59,13 +72,14 @@ def run(group: Group, attention: dict[str, Any]) -> Report:
     return report
 
 
-def _kernels(group: Group, loaded: Loaded) -> tuple[dict[str, int], float]:
+def _kernels(group: Group, loaded: Loaded) -> tuple[dict[str, int], float, torch.Tensor]:
+    """Operators of one forward of two short rows, its seconds, its output."""
     rows = group.source.rows(group.spec.seed, [PROBE_LENGTH] * 2)
     inputs = unpadded(rows, group.device, group.dtype)
     started = time.perf_counter()
     with kernels_seen(loaded.attention["implementation"]) as seen:
-        loaded.forward(**inputs)
-    return dict(seen), time.perf_counter() - started
+        output = loaded(**inputs)
+    return dict(seen), time.perf_counter() - started, output
 
 
 def _named(kernels: dict[str, int]) -> str:

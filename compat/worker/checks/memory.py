@@ -2,7 +2,7 @@
 
 Weights bytes against the scheme's own arithmetic; bytes that forwards leave behind in the model since it was loaded, or
 anywhere else; peak activation memory of one forward, by the device's own counter or by our account of what operators
-return. What a KV cache holds is measured by the cache check.
+return; of a causal model what its cache holds for a token.
 """
 
 from __future__ import annotations
@@ -12,14 +12,16 @@ from typing import Any
 
 import torch
 
+from compat.worker import stack_api
 from compat.worker.allocations import Allocations
 from compat.worker.calls import StackError
 from compat.worker.group import Group, NoYardstick
 from compat.worker.inputs import unpadded
-from compat.worker.load import held_bytes_growth, held_tensors, scheme_bytes, weights_bytes
+from compat.worker.load import held_tensors, scheme_bytes, weights_bytes
 from compat.worker.report import Report
 
 LENGTH = 64
+ROWS = 2
 
 EAGER_PEAK = "memory: eager peak"
 """Where a group keeps what eager's forward took."""
@@ -31,12 +33,14 @@ def run(group: Group, attention: dict[str, Any]) -> Report:
     loaded = group.loaded(attention)
     scheme = group.spec.quantization
     model = loaded.model
-    inputs = unpadded(group.source.rows(700, [LENGTH] * 2), group.device, group.dtype)
+    inputs = unpadded(group.source.rows(700, [LENGTH] * ROWS), group.device, group.dtype)
     before = weights_bytes(model)
     expected = scheme_bytes(group.master, model, group.dtype, scheme["bits"], scheme["overhead_bytes"])
-    report.measure("weights_bytes", before, unit="bytes")
+    # as loaded: a first forward may repack 4-bit codes, and then the statistics are other ones
+    at_load = group.bytes_at_load(model)
+    report.measure("weights_bytes", at_load, unit="bytes")
     report.measure("weights_expected_bytes", expected, unit="bytes", better="none")
-    report.measure("weights_over_scheme", before / expected)
+    report.measure("weights_over_scheme", at_load / expected)
     # flex_attention compiles itself, and a dispatch mode would stop it
     account = Allocations() if attention["implementation"] != "flex_attention" else None
     if group.device.type == "cuda":
@@ -48,10 +52,12 @@ def run(group: Group, attention: dict[str, Any]) -> Report:
         report.measure("activation_peak_bytes", torch.cuda.max_memory_allocated(group.device) - held, unit="bytes")
     elif account is not None:
         report.measure("activation_peak_bytes", account.peak_bytes, unit="bytes")
+    if group.task == "causal-lm":
+        _cache(output, model, report)
     del output
     after = weights_bytes(model)
-    allowed = held_bytes_growth(group.stored(model))
-    kept = after - min(before, group.bytes_at_load(model)) - allowed
+    allowed = group.bytes_growth(model)
+    kept = after - min(before, at_load) - allowed
     report.measure("left_behind_bytes", max(0, kept), unit="bytes")
     if account is not None:
         report.measure("left_elsewhere_bytes", account.left(_storages(model)), unit="bytes")
@@ -61,6 +67,38 @@ def run(group: Group, attention: dict[str, Any]) -> Report:
             base = group.kept.get(EAGER_PEAK) or _eager_peak(group, inputs)
             report.measure("peak_over_eager", account.peak_bytes / base)
     return report
+
+
+def _cache(output: Any, model: Any, report: Report) -> None:
+    """Bytes a token of the cache that a forward filled, and how they compare with its arithmetic; nothing for models
+    that fill none."""
+    cache = getattr(output, "past_key_values", None)
+    held = [] if cache is None else [t for layer in stack_api.cache_tensors(cache) for t in layer]
+    if not held:
+        return
+    found = sum(t.numel() * t.element_size() for t in held) / (ROWS * LENGTH)
+    report.measure("kv_cache_bytes_per_token", found, unit="bytes")
+    expected = kv_cache_bytes(model.config, held[0].dtype.itemsize)
+    if expected is not None:
+        report.measure("kv_cache_over_arithmetic", found / expected)
+
+
+def kv_cache_bytes(config: Any, itemsize: int) -> int | None:
+    """Bytes that a token takes in a cache of keys and values: 2 x layers x key/value heads x head_dim x `itemsize`.
+
+    None where some layers keep something else: a state, a latent vector, less than LENGTH tokens.
+    """
+    own = config.get_text_config()
+    kinds = set(getattr(own, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    window = getattr(own, "sliding_window", None)
+    if kinds or getattr(own, "kv_lora_rank", None) or (window and window < LENGTH):
+        return None
+    heads, hidden = own.num_attention_heads, own.hidden_size
+    grouped = getattr(own, "num_key_value_heads", None) or heads
+    if getattr(own, "multi_query", False):
+        grouped = 1
+    width = getattr(own, "head_dim", None) or hidden // heads
+    return int(2 * own.num_hidden_layers * grouped * width * itemsize)
 
 
 def _eager_peak(group: Group, inputs: dict[str, torch.Tensor]) -> int:

@@ -1,102 +1,255 @@
-"""speed: prefill and decode against eager attention, interleaved in one process.
+"""speed: prefill and decode against a baseline, interleaved in one process, at every point of a grid.
 
-Candidate and eager alternate in ABBA order, so that drift cancels; a sample pairs neighbours. What is sent home are the
-raw paired seconds and token counts; compat.stats turns them into a median ratio with an interval. Decode is timed over
-cache lengths that both sides have walked before; what a length never seen costs (a kernel that plans or compiles for
-each one) is measured apart.
+What goes home are raw seconds (`facts["points"]`) and what a reader needs to doubt them; compat.speed_figures turns
+them into rates, ratios and intervals. A point that does not fit is left out with its reason, and takes no other with
+it.
+Decode is timed over cache lengths that both sides have walked before; what a length never seen costs (a kernel that
+plans or compiles for each one) is measured apart.
 """
 
 from __future__ import annotations
 
+import functools
 import statistics
-import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
-from compat.worker.calls import under_test
-from compat.worker.group import Group, Loaded
+from compat.worker import speed_extras, stack_api
+from compat.worker.calls import StackError, under_test
+from compat.worker.ceilings import Canary, canary
+from compat.worker.dispatch import forced_sdpa_kernel, synchronize
+from compat.worker.group import Group, GroupSpec, Loaded, Masters
 from compat.worker.inputs import unpadded
 from compat.worker.report import Report
+from compat.worker.stepping import WINDOW, Batch, Point, Steps, batch
+from compat.worker.timing import TIGHT, WARM_SHARE, Clock, Side, Timing, compare
 
-ROUNDS = 3
-"""ABBA rounds, two pairs each; fewer (at least LEAST_ROUNDS) where they would take longer than BUDGET_SECONDS."""
+POINTS: tuple[Point, ...] = (Point(2, 128),)
+"""Where nothing else is asked for."""
 
-LEAST_ROUNDS = 2
-BUDGET_SECONDS = 0.15
+BUDGET_SECONDS = 0.06
+"""Of one comparison, where nothing else is asked for."""
 
-PREFILL_LENGTH = 128
-PREFILL_BATCH = 2
+SEED = 900
+"""Of the rows that are timed."""
+
 DECODE_STEPS = 2
-"""Single-token steps in one sample."""
+"""Single-token steps in one call of a decode comparison."""
 
-WARMUP = 2
-"""Prefill calls before timing; one where a call alone takes the whole budget."""
+Prepared = Callable[[Loaded], Side]
+"""Makes the side of a backend."""
 
 
 def run(group: Group, attention: dict[str, Any]) -> Report:
     """See the module's docstring. Raises StackError, Unavailable, NoYardstick."""
     report = Report(seed=group.spec.seed)
     candidate = group.loaded(attention)
-    sides = [candidate] if attention["name"] == "eager" else [candidate, group.eager]
-    vision = group.task == "image-classification"
-    inputs = unpadded(group.source.rows(900, [PREFILL_LENGTH] * PREFILL_BATCH), group.device, group.dtype)
-    tokens = PREFILL_BATCH if vision else PREFILL_BATCH * PREFILL_LENGTH
-    with under_test("speed"):
-        _prefill(report, group, sides, inputs, tokens, "images/s" if vision else "tokens/s")
-        if group.task == "causal-lm":
-            _decode(report, group, sides, inputs["input_ids"])
+    baseline = _baseline(group, report, attention)
+    asked = group.spec.speed
+    extras = bool(asked.get("extras"))
+    points = [Point(int(b), int(n), float(p)) for b, n, p in asked.get("points") or ()] or list(POINTS)
+    if group.task in ("image-classification", "speech-seq2seq"):
+        points = list({p.batch: Point(p.batch, POINTS[0].length) for p in points}.values())
+    report.facts |= {"points": [], "left_out": {}}
+    sides = [candidate] if baseline is None else [candidate, baseline]
+    with under_test("forward"):
+        if extras:
+            speed_extras.before(report, group)
+        for point in points:
+            why = _does_not_apply(candidate.model, point)
+            if why:
+                report.facts["left_out"][point.name] = why
+                continue
+            _point(report, group, sides, point, extras)
+        if group.task == "causal-lm" and not asked.get("points"):
             _new_lengths(report, group, candidate)
+        if extras:
+            speed_extras.after(report, group, candidate)
+    if candidate.load_seconds is not None:
+        report.measure("load_seconds", candidate.load_seconds, unit="s")
     return report
 
 
-def _prefill(
-    report: Report, group: Group, sides: list[Loaded], inputs: dict[str, torch.Tensor], tokens: int, unit: str
-) -> None:
-    extra = {"use_cache": False} if group.task == "causal-lm" else {}
-
-    def forward(side: Loaded) -> Callable[[], None]:
-        return lambda: side.forward(**inputs, **extra) and None
-
-    work = [forward(side) for side in sides]
-    warm = 0.0
-    for side, call in zip(sides, work, strict=True):
-        for _ in range(WARMUP):
-            warm = timed(call, group.device, side)
-            if warm > BUDGET_SECONDS:
-                break
-    _record(report, "prefill", tokens, unit, _interleaved(group, sides, work, _rounds(warm)))
+def _baseline(group: Group, report: Report, attention: dict[str, Any]) -> Loaded | None:
+    """What the candidate is compared with: eager of its own group, or the cell that was named; None for itself."""
+    asked: Any = group.spec.speed.get("baseline") or "eager"
+    if asked == "eager":
+        report.facts["baseline"] = "eager"
+        return None if attention["name"] == "eager" else group.eager
+    report.facts["baseline"] = asked["cell"]
+    if asked["group"]["key"] == group.spec.key:
+        return None if asked["attention"]["name"] == attention["name"] else group.loaded(asked["attention"])
+    if "baseline" not in group.kept:
+        group.kept["baseline"] = Group(GroupSpec(**asked["group"]), Masters())
+    other: Group = group.kept["baseline"]
+    return other.loaded(asked["attention"])
 
 
-def _rounds(sample_seconds: float) -> int:
-    return max(LEAST_ROUNDS, min(ROUNDS, int(BUDGET_SECONDS / (4 * max(sample_seconds, 1e-9)))))
+def _does_not_apply(model: Any, point: Point) -> str:
+    """Why `model` cannot be asked for this point, or ""."""
+    if point.batch == 1 and point.padding:
+        return "one row alone has nothing to be padded to"
+    config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
+    most = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    rotary = getattr(config, "rope_parameters", None) or getattr(config, "rope_theta", None)
+    if isinstance(most, int) and not rotary and point.length + WINDOW[1] + 2 > most:
+        return f"the model has {most} positions"
+    return ""
 
 
-class _Steps:
-    """Single-token steps on a growing cache; the prefill that fills it is not timed."""
+def _point(report: Report, group: Group, sides: list[Loaded], point: Point, extras: bool) -> None:
+    """Everything that is timed at one point."""
+    inputs = batch(group, sides[0].model, point, SEED)
+    entry = _measure(report, group, sides, point, "prefill", functools.partial(prefill_side, group, point=point))
+    if entry is not None:
+        entry |= {"tokens": inputs.tokens, "unit": unit(group)}
+        _peak(group, sides, inputs, entry, extras)
+        if extras:
+            speed_extras.prefill(report, group, sides[0], point, inputs, entry)
+    if group.task != "causal-lm":
+        return
 
-    def __init__(self, loaded: Loaded, ids: torch.Tensor) -> None:
-        self.loaded, self.token = loaded, ids[:, -1:]
-        self.cache = loaded.forward(input_ids=ids, use_cache=True).past_key_values
+    window = 0
 
-    def __call__(self, steps: int = DECODE_STEPS) -> None:
-        for _ in range(steps):
-            output = self.loaded.forward(input_ids=self.token, past_key_values=self.cache, use_cache=True)
-            self.cache = output.past_key_values
+    def decode(side: Loaded) -> Side:
+        nonlocal window
+        window = window or decode_window(group, side, point)
+        return decode_side(group, side, point, window)
+
+    entry = _measure(report, group, sides, point, "decode", decode, lambda: window // DECODE_STEPS)
+    if entry is not None:
+        entry |= {"tokens": point.batch * DECODE_STEPS, "unit": "tokens", "steps": DECODE_STEPS}
+        if extras:
+            speed_extras.decode(group, sides[0], inputs, entry)
 
 
-def _decode(report: Report, group: Group, sides: list[Loaded], ids: torch.Tensor) -> None:
-    """Walk every cache length once untimed on each side, then time the same lengths."""
-    first = [timed(_Steps(side, ids), group.device, side) for side in sides]
-    rounds = _rounds(max(first))
-    for side in sides:
-        _Steps(side, ids)(steps=2 * rounds * DECODE_STEPS)
-    work = [_Steps(side, ids) for side in sides]
-    seconds = _interleaved(group, sides, list(work), rounds)
-    _record(report, "decode", PREFILL_BATCH * DECODE_STEPS, "tokens/s", seconds)
-    report.facts["step_seconds"] = round(statistics.median(seconds[0]) / DECODE_STEPS, 7)
+def unit(group: Group) -> str:
+    """What a prefill's rate counts."""
+    return "images" if group.task == "image-classification" else "tokens"
+
+
+def prefill_side(group: Group, loaded: Loaded, point: Point) -> Side:
+    """A forward of the whole batch, without a cache."""
+    inputs = batch(group, loaded.model, point, SEED)
+    return _side(loaded, functools.partial(loaded.model, **inputs.arguments, **_cacheless(loaded)))
+
+
+def decode_side(group: Group, loaded: Loaded, point: Point, window: int) -> Side:
+    """DECODE_STEPS single tokens on a cache that holds the batch, and starts again after `window` tokens."""
+    steps = Steps(loaded, batch(group, loaded.model, point, SEED), DECODE_STEPS, window)
+    return _side(loaded, steps, steps.refill)
+
+
+def decode_window(group: Group, loaded: Loaded, point: Point) -> int:
+    """How many cache lengths to walk: as many as a warm-up can, since lengths must not be new when they are timed."""
+    clock, trial = Clock(group.device), decode_side(group, loaded, point, WINDOW[0])
+    one = min(clock.sample(trial) for _ in range(3)) / DECODE_STEPS
+    least, most = WINDOW
+    return max(least, min(most, int(WARM_SHARE * _budget(group) / one) // DECODE_STEPS * DECODE_STEPS))
+
+
+def _cacheless(side: Loaded) -> dict[str, bool]:
+    return {"use_cache": False} if stack_api.accepts(side.model, "use_cache") else {}
+
+
+def _side(loaded: Loaded, call: Callable[[], Any], before: Callable[[], None] | None = None) -> Side:
+    @contextmanager
+    def around() -> Iterator[None]:
+        with under_test("forward"), forced_sdpa_kernel(loaded.attention["sdpa_kernel"]), torch.no_grad():
+            yield
+
+    def prepare() -> None:
+        loaded.activate()
+        if before is not None:
+            before()
+
+    return Side(call, prepare, around)
+
+
+def _measure(
+    report: Report,
+    group: Group,
+    sides: list[Loaded],
+    point: Point,
+    phase: str,
+    prepared: Prepared,
+    least_warm: Callable[[], int] = lambda: 1,
+) -> dict[str, Any] | None:
+    """Compare the sides at one point; its entry in the report, or None where the candidate does not fit. A baseline
+    that does not fit leaves the candidate alone."""
+    for able in (sides, sides[:1])[: len(sides)]:
+        try:
+            ready = [prepared(side) for side in able]
+            timing = compare(ready, group.device, _budget(group), TIGHT, _canary(group), least_warm())
+        except StackError as error:
+            if not _out_of_memory(error.original):
+                raise
+            _release(group)
+            side = "baseline or candidate" if len(able) == 2 else "candidate"
+            report.facts["left_out"][f"{point.name} {phase}"] = f"the {side} does not fit: {error.original}"[:200]
+            continue
+        entry = _entry(timing, point, phase)
+        report.facts["points"].append(entry)
+        return entry
+    return None
+
+
+def _canary(group: Group) -> Canary:
+    return canary(group.device, torch.get_num_threads())
+
+
+def _budget(group: Group) -> float:
+    """Seconds that a comparison may take."""
+    return float(group.spec.speed.get("budget_seconds") or BUDGET_SECONDS)
+
+
+def _entry(timing: Timing, point: Point, phase: str) -> dict[str, Any]:
+    """What is kept of a comparison: raw seconds, and how they came about."""
+    named = dict(zip(("seconds", "baseline_seconds"), ([_short(s) for s in x] for x in timing.seconds), strict=False))
+    return {
+        "phase": phase,
+        "batch": point.batch,
+        "length": point.length,
+        "padding": point.padding,
+        **named,
+        "first_seconds": _short(timing.first_seconds[0]),
+        "calls": timing.calls,
+        "stopped": timing.stopped,
+        "warm_calls": timing.warm_calls,
+        "overhead": round(timing.overhead, 4),
+        "host_share": timing.host_share,
+        "contention": timing.contention,
+        "rates": list(timing.rates),
+    }
+
+
+def _short(seconds: float) -> float:
+    return float(f"{seconds:.5g}")
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in text or "allocate memory" in text
+
+
+def _release(group: Group) -> None:
+    if group.device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _peak(group: Group, sides: list[Loaded], inputs: Batch, entry: dict[str, Any], extras: bool) -> None:
+    """Bytes of activations of one more forward of each side, by the device's own counter; on a CPU, where our own
+    account slows the forward, only as an extra."""
+    if group.device.type != "cuda" and not extras:
+        return
+    for name, side in zip(("peak_bytes", "baseline_peak_bytes"), sides, strict=False):
+        if name == "baseline_peak_bytes" and "baseline_seconds" not in entry:
+            return
+        entry[name] = speed_extras.peak_bytes(group, side, inputs.arguments | _cacheless(side))
 
 
 def _new_lengths(report: Report, group: Group, candidate: Loaded) -> None:
@@ -104,42 +257,15 @@ def _new_lengths(report: Report, group: Group, candidate: Loaded) -> None:
 
     The start is drawn from the cell's name: cells with the same shapes do not pay for each other.
     """
+    entry = next((p for p in report.facts["points"] if p["phase"] == "decode"), None)
+    if entry is None:
+        return
     drawn = zlib.crc32(f"{group.spec.key}/{candidate.attention['name']}".encode())
-    rows = group.source.rows(901, [40 + 4 * (drawn % 100)] * PREFILL_BATCH)
-    steps = _Steps(candidate, unpadded(rows, group.device, group.dtype)["input_ids"])
-    fresh = [timed(lambda: steps(steps=1), group.device, candidate) for _ in range(4)]
-    warm = report.facts.pop("step_seconds")
+    rows = group.source.rows(901, [40 + 4 * (drawn % 100)] * entry["batch"])
+    steps = Steps(candidate, Batch(unpadded(rows, group.device, group.dtype), 0), 1)
+    side = _side(candidate, steps, steps.refill)
+    clock = Clock(group.device)
+    fresh = [clock.sample(side) for _ in range(4)]
+    synchronize(group.device)
+    warm = statistics.median(entry["seconds"]) / DECODE_STEPS
     report.measure("decode_new_length_cost", [x / warm for x in fresh], unit="of a warm step", method="median")
-
-
-def _interleaved(
-    group: Group, sides: list[Loaded], work: list[Callable[[], None]], rounds: int
-) -> tuple[list[float], ...]:
-    """Seconds of each side's samples, in ABBA order; of one side alone when there is one."""
-    seconds: tuple[list[float], ...] = tuple([] for _ in sides)
-    for _ in range(rounds):
-        for side in (0, 1, 1, 0) if len(sides) == 2 else (0, 0):
-            seconds[side].append(timed(work[side], group.device, sides[side]))
-    return seconds
-
-
-def _record(report: Report, phase: str, tokens: int, unit: str, seconds: tuple[list[float], ...]) -> None:
-    report.measure(f"{phase}_rate", [tokens / s for s in seconds[0]], unit=unit, better="higher", method="median")
-    if len(seconds) == 2:
-        report.facts[f"{phase}_seconds"] = [round(s, 7) for s in seconds[0]]
-        report.facts[f"{phase}_baseline_seconds"] = [round(s, 7) for s in seconds[1]]
-
-
-def timed(work: Callable[[], None], device: torch.device, loaded: Loaded) -> float:
-    """Seconds of one call: device events on a GPU, a monotonic clock on a CPU."""
-    loaded.activate()
-    if device.type == "cuda":
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        work()
-        end.record()
-        end.synchronize()
-        return float(start.elapsed_time(end)) / 1e3
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started

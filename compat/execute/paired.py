@@ -1,0 +1,128 @@
+"""A speed check whose baseline is the same cell in another environment: two workers take turns on one device.
+
+In: two workers, and the request of a speed check for each. Out: an answer as a worker gives it, its points compared
+by the rule of compat.worker.timing: rounds A B B A until the interval is tight or the budget is spent. So "the new
+stack is 4% slower" is a paired measurement, not two runs an hour apart.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from compat.execute.worker_process import WorkerProcess
+from compat.stats import order_interval, paired_ratios, relative_width
+
+LEAST_ROUNDS = 3
+MOST_ROUNDS = 200
+TIGHT = 0.01
+BUDGET_SECONDS = 1.0
+POINTS: tuple[tuple[int, int, float], ...] = ((2, 128, 0.0),)
+"""Where the matrix asks for nothing else."""
+
+Answer = dict[str, Any]
+
+
+class _Ended(Exception):
+    """A worker gave something other than `ok`; the check ends with `answer`."""
+
+    def __init__(self, answer: Answer) -> None:
+        super().__init__(answer.get("reason", ""))
+        self.answer = answer
+
+
+def paired_answer(
+    candidate: WorkerProcess, baseline: WorkerProcess, requests: Sequence[Answer], timeout_seconds: float
+) -> Answer:
+    """Ask both workers for samples in turn; `requests` are the check requests of candidate and baseline."""
+    started = time.monotonic()
+    asked = requests[0]["group"].get("speed", {})
+    budget = float(asked.get("budget_seconds") or BUDGET_SECONDS)
+    points = [tuple(p) for p in asked.get("points") or POINTS]
+    phases = ("prefill", "decode") if requests[0]["group"]["row"]["task"] == "causal-lm" else ("prefill",)
+    both = _Both((candidate, baseline), requests, timeout_seconds)
+    found: list[Answer] = []
+    try:
+        for point in points:
+            found += [_compared(both, phase, point, budget) for phase in phases]
+    except _Ended as ended:
+        return {**ended.answer, "seconds": round(time.monotonic() - started, 3)}
+    facts = {"points": found, "left_out": {}, "baseline": stack_name(baseline.environment or {})}
+    return {
+        "status": "ok",
+        "measurements": [],
+        "facts": facts,
+        "kernels": {},
+        "seed": requests[0]["group"]["seed"],
+        "seconds": round(time.monotonic() - started, 3),
+        "model_seconds": 0.0,
+    }
+
+
+def stack_name(environment: Mapping[str, Any]) -> str:
+    """A stack in a few words: what most often differs."""
+    packages = environment.get("packages", {})
+    named = [f"{n} {packages[n]}" for n in ("torch", "transformers", "bitsandbytes", "flash-attn") if n in packages]
+    return ", ".join([f"Python {environment.get('python', '?')}", *named])
+
+
+class _Both:
+    """The two workers, asked one after the other."""
+
+    def __init__(self, workers: Sequence[WorkerProcess], requests: Sequence[Answer], timeout_seconds: float) -> None:
+        self.workers, self.requests, self.timeout = workers, requests, timeout_seconds
+
+    def ask(self, side: int, do: str, **more: Any) -> Answer:
+        """The answer of one side. Raises _Ended: a baseline that does not answer leaves nothing to compare with."""
+        answer = self.workers[side].ask({**self.requests[side], "op": "timing", "do": do, **more}, self.timeout)
+        if answer["status"] == "ok":
+            return answer
+        if side == 0:
+            raise _Ended(answer)
+        said = answer.get("exception", {}).get("message") or answer.get("reason", "")
+        raise _Ended({"status": "no_yardstick", "reason": f"the other stack: {answer['status']}: {said}"[:300]})
+
+
+def _compared(both: _Both, phase: str, point: Sequence[float], budget: float) -> Answer:
+    """One phase of one point, as the speed check reports it."""
+    began = time.perf_counter()
+    window, opened = 0, []
+    for side in (0, 1):
+        opened.append(both.ask(side, "open", phase=phase, point=list(point), budget_seconds=budget, window=window))
+        window = opened[0]["window"]
+    calls = max(o["calls"] for o in opened)
+    seconds: tuple[list[float], list[float]] = ([], [])
+    stopped, started = "rounds", time.perf_counter()
+    for done in range(1, MOST_ROUNDS + 1):
+        for side in (0, 1, 1, 0):
+            seconds[side].append(both.ask(side, "sample", calls=calls)["seconds"])
+        if done < LEAST_ROUNDS:
+            continue
+        if relative_width(*order_interval(paired_ratios(*seconds))) <= TIGHT:
+            stopped = "tight"
+            break
+        if time.perf_counter() - started >= budget:
+            stopped = "budget"
+            break
+    closed = [both.ask(side, "close") for side in (0, 1)]
+    timed = sum(map(sum, seconds)) * calls + sum(sum(o["warm"]) for o in opened)
+    lost = [c["contention"] for c in closed if c["contention"] is not None]
+    entry = {
+        "phase": phase,
+        "batch": int(point[0]),
+        "length": int(point[1]),
+        "padding": float(point[2]),
+        "seconds": [float(f"{s:.5g}") for s in seconds[0]],
+        "baseline_seconds": [float(f"{s:.5g}") for s in seconds[1]],
+        "tokens": opened[0]["tokens"],
+        "unit": opened[0]["unit"],
+        "first_seconds": float(f"{opened[0]['warm'][0]:.5g}"),
+        "calls": calls,
+        "stopped": stopped,
+        "warm_calls": sum(len(o["warm"]) for o in opened),
+        "overhead": round(1 - timed / (time.perf_counter() - began), 4),
+        "contention": max(lost) if lost else None,
+        "rates": [c["rate"] for c in closed],
+    }
+    return entry | ({"steps": opened[0]["steps"]} if opened[0]["steps"] else {})

@@ -1,0 +1,115 @@
+"""Parts of pages that are made from compat's own tables: thresholds, refusals, axes, models; and the harness's cost.
+
+In: the options of a mark and the folder that its paths start from. Out: Markdown.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from compat.axes import ATTENTION, DTYPES, QUANTIZATIONS
+from compat.builtin import matrices_folder
+from compat.checks import CHECKS
+from compat.judge import Rule, criteria, criteria_tables, refusals
+from compat.render.figures import plural
+from compat.render.markdown import _table, code
+from compat.render.readme_marks import MarkError, Options, bound, listed, own_text, where
+
+
+def criteria_part(options: Options, root: Path) -> str:
+    """Thresholds of a check."""
+    checks = listed(options, "check", CHECKS.names)
+    rules = [r for r in criteria().rules if checks is None or r.check in checks]
+    if not rules:
+        raise MarkError(f"compat/criteria has no rule for {options.get('check', 'any check')}")
+    rows = [
+        [code(r.measurement), where(r), bound(r, r.passes), _beyond(r), own_text(r.source)]
+        for r in rules
+    ]  # fmt: skip
+    return _table(["measurement", "holds for", "pass", "beyond that", "source"], rows, "llrll")
+
+
+def _beyond(rule: Rule) -> str:
+    if rule.guard:
+        return "inconclusive"
+    return "fail" if rule.degraded is None else f"degraded to {bound(rule, rule.degraded)}, then fail"
+
+
+def own_findings_part(options: Options, root: Path) -> str:
+    """The facts of `load` that have an outcome of their own."""
+    found = {name: row for table in criteria_tables().values() for name, row in table.get("finding", {}).items()}
+    rows = [[code(name), row["outcome"], own_text(row["source"])] for name, row in found.items()]
+    return _table(["finding", "outcome", "source"], rows, "lll")
+
+
+def refusals_part(options: Options, root: Path) -> str:
+    """How libraries say no."""
+    rows = [[code(r.id), r.outcome.value, code(r.type), own_text(r.meaning)] for r in refusals()]
+    return _table(["id", "outcome", "exception", "meaning"], rows, "llll")
+
+
+def axes_part(options: Options, root: Path) -> str:
+    """The values of an axis, as its registry has them."""
+    if options["axis"] == "dtype":
+        return _table(["dtype", "torch"], [[code(d.name), code(d.torch_name)] for d in DTYPES], "ll")
+    if options["axis"] == "attention":
+        rows = [[code(a.name), code(a.implementation), _kernel(a.sdpa_kernel), ", ".join(sorted(a.kinds))]
+                for a in ATTENTION]  # fmt: skip
+        return _table(
+            ["attention", "asked of transformers", "forced SDPA kernel", "counts as having run"], rows, "llll"
+        )
+    if options["axis"] == "quantization":
+        rows = [[code(q.name), q.library or "-", f"{q.bits:g}" if q.bits else "-"] for q in QUANTIZATIONS]
+        return _table(["quantization", "library", "bits a weight"], rows, "llr")
+    raise MarkError("axis is one of dtype, attention, quantization; models have a mark of their own, compat:models")
+
+
+def _kernel(name: str | None) -> str:
+    return code(name) if name else "-"
+
+
+def models_part(options: Options, root: Path) -> str:
+    """The rows of models.toml."""
+    data = tomllib.loads((matrices_folder() / "models.toml").read_text(encoding="utf-8"))
+    rows = [
+        [code(name), row["source"], row["task"], own_text(", ".join(row.get("features", ())))]
+        for name, row in data["models"].items()
+    ]
+    return _table(["model", "source", "task", "features"], rows, "llll")
+
+
+def cost_part(options: Options, root: Path) -> str:
+    """The tables of benchmarks/harness_cost.py from the JSON that it wrote."""
+    path = root / options["file"]
+    try:
+        data: Any = json.loads(path.read_text(encoding="utf-8"))
+        return "\n\n".join(_cost_parts(data))
+    except OSError as error:
+        raise MarkError(f"{options['file']}: {error.strerror}") from error
+    except (KeyError, TypeError) as error:
+        raise MarkError(f"{options['file']}: not a file of benchmarks/harness_cost.py: {error}") from error
+
+
+def _cost_parts(data: Any) -> Iterator[str]:
+    machine, work = data["machine"], data["work"]
+    packages = ", ".join(f"{name} {machine['packages'][name]}" for name in ("torch", "transformers"))
+    yield (
+        f"Measured on {code(machine['cpu'])} ({code(packages)}), {code(data['started'][:10])}: "
+        f"{work['cells']:,} cells, {work['checks']:,} checks, median of {plural(work['repeats'], 'repeat')}."
+    )
+    overhead = data["overhead"]
+    yield (
+        f"Wall time over the seconds spent in model calls: {overhead['ratio']:.2f} ({overhead['wall_seconds']:.1f} s "
+        f"over {overhead['model_seconds']:.1f} s)."
+    )
+    rows = [
+        [name if name == "all" else code(name), f"{row['checks']:,}", f"{1e3 * row['harness_seconds']:.0f}",
+         f"{1e3 * row['plain_seconds']:.0f}", f"{row['ratio']:.1f}", f"{row['median_ratio']:.1f}"]
+        for name, row in data["per_check"].items()
+    ]  # fmt: skip
+    head = ["check", "asked", "compat, ms a check", "plain loop, ms a check", "ratio", "median ratio of a cell"]
+    yield _table(head, rows, "lrrrrr")
