@@ -68,7 +68,7 @@ def context_of(axes: Mapping[str, str], device: str, model: Model) -> Context:
 def stored_context(run: Run, cell: Cell) -> Context:
     """What the rules may ask about a cell of a stored run."""
     traits = run.run.settings.get("models", {}).get(cell.axes["model"], {})
-    real = traits.get("source", "probe") != "probe"
+    real = traits.get("source", "probe") not in ("probe", "shape")
     return Context(cell.axes, run.run.device, real, frozenset(traits.get("features", ())), traits.get("digest", ""))
 
 

@@ -176,12 +176,13 @@ def _pump(process: subprocess.Popen[str], lines: queue.Queue[str | None]) -> Non
 
 def _environment(python: str = sys.executable) -> dict[str, str]:
     """The parent's environment, with compat importable and libraries told to keep quiet. Another interpreter gets
-    compat and nothing else of the parent's paths: its packages are the ones under test."""
+    compat alone, and none of the user's paths that hold a stack: its own packages are the ones under test."""
+    paths = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
     if python == sys.executable:
-        paths = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
         paths.append(str(Path(__file__).resolve().parents[2]))
     else:
-        paths = [_compat_alone()]
+        stacks = ("torch", "transformers", "compat")
+        paths = [p for p in paths if not any((Path(p) / name).is_dir() for name in stacks)] + [_compat_alone()]
     return {
         "TOKENIZERS_PARALLELISM": "false",
         "OMP_WAIT_POLICY": "passive",  # spinning threads stall each other when anything else runs on the machine

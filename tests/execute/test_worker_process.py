@@ -167,3 +167,16 @@ def test_the_default_limit_leaves_the_machine_some_memory() -> None:
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     assert limit is not None
     assert 0 < limit < 0.86 * total
+
+
+def test_another_interpreter_gets_compat_and_no_stack_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("mine", "stack/torch"):
+        (tmp_path / name).mkdir(parents=True)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "mine"), str(tmp_path / "stack")]))
+    worker = _worker(tmp_path, HELLO + "import compat\nsys.stdin.readline()\nanswer(status='ok', path=sys.path)\n")
+    path = worker.ask(ASK, 30)["path"]
+    worker.close()
+    assert str(tmp_path / "mine") in path
+    assert str(tmp_path / "stack") not in path
+    (own,) = (p for p in path if Path(p).name.startswith("compat-package-"))
+    assert [f.name for f in Path(own).iterdir()] == ["compat"], "not what stands beside it in site-packages"
