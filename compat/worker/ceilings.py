@@ -48,28 +48,29 @@ def _product_seconds(device: torch.device, dtype: torch.dtype) -> float:
 
 
 class Canary:
-    """The rate of a fixed product and a fixed copy against the best that this object has seen: 1.0 is as good.
+    """The rate of a fixed product, and on a GPU of a fixed copy, against the best that this object has seen: 1.0 is as
+    good. On a CPU a copy tells more of what the model before it left in the caches than of the machine.
 
     Calling it measures; `last` is what the call before found.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        size = 4096 if device.type == "cuda" else 320
-        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-        self._factor = torch.randn(size, size, device=device).to(dtype)
-        self._source = torch.ones((1 << 28) if device.type == "cuda" else (1 << 23), dtype=torch.uint8, device=device)
-        self._target = torch.empty_like(self._source)
-        self._best: list[float] = [float("inf"), float("inf")]
+        gpu = device.type == "cuda"
+        size, dtype = (4096, torch.bfloat16) if gpu else (320, torch.float32)
+        factor = torch.randn(size, size, device=device).to(dtype)
+        self._work: list[Callable[[], object]] = [lambda: factor @ factor]
+        if gpu:
+            source = torch.ones(1 << 28, dtype=torch.uint8, device=device)
+            target = torch.empty_like(source)
+            self._work.append(lambda: target.copy_(source))
+        self._best = [float("inf")] * len(self._work)
         self.last = 0.0
         self()
 
     def __call__(self) -> float:
-        """Share of the best rate, the worse of both."""
-        now = (
-            statistics.median(_seconds(lambda: self._factor @ self._factor, self.device)),
-            statistics.median(_seconds(lambda: self._target.copy_(self._source), self.device)),
-        )
+        """Share of the best rate, the worst of them."""
+        now = [statistics.median(_seconds(work, self.device)) for work in self._work]
         self._best = [min(a, b) for a, b in zip(self._best, now, strict=True)]
         self.last = min(best / own for best, own in zip(self._best, now, strict=True))
         return self.last

@@ -45,7 +45,7 @@ class Sampler:
             else:
                 side = speed.prefill_side(group, loaded, point)
                 tokens, unit, steps = batch(group, loaded.model, point, speed.SEED).tokens, speed.unit(group), 0
-            warm = warm_up(side, group.device, WARM_SHARE * float(request["budget_seconds"]), least)
+            warm = warm_up(side, Clock(group.device), WARM_SHARE * float(request["budget_seconds"]), least)
         self._side, self._clock = side, Clock(group.device)
         calls = max(1, round(SAMPLE_SECONDS / max(min(warm[-3:]), 1e-9)))
         return {"warm": warm, "window": window, "calls": calls, "tokens": tokens, "unit": unit, "steps": steps}

@@ -126,7 +126,7 @@ def _side(loaded: Loaded, call: Callable[[], Any]) -> Side:
         with torch.no_grad():
             return call()
 
-    return Side(guarded, loaded.activate, around)
+    return Side(guarded, loaded.activate, around=around)
 
 
 def _alone(group: Group, loaded: Loaded, call: Callable[[], Any]) -> list[float]:

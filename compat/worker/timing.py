@@ -40,10 +40,13 @@ WARM_SHARE = 0.5
 
 @dataclass
 class Side:
-    """One of the things compared: `call` is timed, `before` is not. `around` holds while both run."""
+    """One of the things compared: `call` is timed; `before` and `refill` run before it and are not. `around` holds while
+    all of them run."""
 
     call: Callable[[], Any]
     before: Callable[[], None] = lambda: None
+    refill: Callable[[], None] = lambda: None
+    """Calls into the model that `call` needs, such as the prompt of a decode step: no cost of the engine."""
     around: Callable[[], AbstractContextManager[Any]] = nullcontext
 
 
@@ -61,6 +64,7 @@ class Timing:
     warm_calls: int = 0
     warm_seconds: float = 0.0
     timed_seconds: float = 0.0
+    refill_seconds: float = 0.0
     wall_seconds: float = 0.0
     host_share: float | None = None
     """On a GPU: the candidate's median share of a sample in which the host was still launching. Near 1 the host, and
@@ -73,8 +77,8 @@ class Timing:
 
     @property
     def overhead(self) -> float:
-        """Share of the wall time that was neither timed nor warm-up."""
-        return 1 - (self.timed_seconds + self.warm_seconds) / self.wall_seconds
+        """Share of the wall time that was spent in no call into the model: neither timed, nor warm-up, nor refill."""
+        return 1 - (self.timed_seconds + self.warm_seconds + self.refill_seconds) / self.wall_seconds
 
 
 class Clock:
@@ -82,7 +86,7 @@ class Clock:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.timed = self.ran = 0.0
+        self.timed = self.ran = self.refilled = 0.0
         self.host: list[float] = []
         if device.type == "cuda":
             self._start, self._end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -91,6 +95,9 @@ class Clock:
         """Seconds of one of `calls` calls: device events on a GPU, a monotonic clock on a CPU."""
         with side.around():
             side.before()
+            started = time.perf_counter()
+            side.refill()
+            self.refilled += time.perf_counter() - started
             if self.device.type == "cuda":
                 seconds = self._on_device(side, calls)
             else:
@@ -128,7 +135,8 @@ def compare(
     Raises what a call raises."""
     began = time.perf_counter()
     rates = [canary.last] if canary else []
-    warm = [warm_up(side, device, WARM_SHARE * budget_seconds, least_warm) for side in sides]
+    clocks = [Clock(device) for _ in sides]
+    warm = [warm_up(s, c, WARM_SHARE * budget_seconds, least_warm) for s, c in zip(sides, clocks, strict=True)]
     settled = min(statistics.median(w[-3:]) for w in warm)
     calls = max(1, int(LEAST_SAMPLE_SECONDS / max(settled, 1e-9)))
     clock = Clock(device)
@@ -158,6 +166,7 @@ def compare(
         warm_calls=sum(len(w) for w in warm),
         warm_seconds=sum(sum(w) for w in warm),
         timed_seconds=clock.timed,
+        refill_seconds=clock.refilled + sum(c.refilled for c in clocks),
         wall_seconds=time.perf_counter() - began,
         host_share=round(statistics.median(own_host), 3) if own_host else None,
         contention=round(max(0.0, 1 - clock.ran / clock.timed), 4) if _alone(device) else None,
@@ -174,10 +183,9 @@ def _tight(seconds: Sequence[list[float]], tight: float) -> bool:
     return relative_width(*order_interval(values)) <= tight
 
 
-def warm_up(side: Side, device: torch.device, budget_seconds: float, least: int = 1) -> list[float]:
+def warm_up(side: Side, clock: Clock, budget_seconds: float, least: int = 1) -> list[float]:
     """Call `side` until its rate settles; seconds of each call. At least `least` times, and twice unless the first call
     alone spends the budget; then the budget ends it too."""
-    clock = Clock(device)
     seconds: list[float] = []
     while True:
         seconds.append(clock.sample(side))

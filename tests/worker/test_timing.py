@@ -12,7 +12,7 @@ import torch
 from compat.stats import median_interval, paired_ratios, stated
 from compat.worker.ceilings import Canary, ceilings
 from compat.worker.stepping import Point
-from compat.worker.timing import LEAST_ROUNDS, Side, compare, warm_up
+from compat.worker.timing import LEAST_ROUNDS, Clock, Side, compare, warm_up
 
 CPU = torch.device("cpu")
 
@@ -81,13 +81,13 @@ def test_warm_up_goes_on_until_the_rate_settles() -> None:
         calls[0] += 1
         spinning(max(0.0005, 0.004 - 0.0004 * calls[0]))()
 
-    seconds = warm_up(Side(settling), CPU, 10.0)
+    seconds = warm_up(Side(settling), Clock(CPU), 10.0)
     assert len(seconds) >= 9, "the first nine calls become faster and faster"
-    assert warm_up(Side(spinning(0.02)), CPU, 0.001) != []
+    assert warm_up(Side(spinning(0.02)), Clock(CPU), 0.001) != []
 
 
 def test_a_warm_up_walks_as_often_as_asked_whatever_its_budget() -> None:
-    assert len(warm_up(Side(spinning(0.0005)), CPU, 0.0, least=20)) >= 20
+    assert len(warm_up(Side(spinning(0.0005)), Clock(CPU), 0.0, least=20)) >= 20
 
 
 def test_what_comes_before_a_call_is_not_timed() -> None:

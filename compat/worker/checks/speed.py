@@ -156,18 +156,13 @@ def _cacheless(side: Loaded) -> dict[str, bool]:
     return {"use_cache": False} if stack_api.accepts(side.model, "use_cache") else {}
 
 
-def _side(loaded: Loaded, call: Callable[[], Any], before: Callable[[], None] | None = None) -> Side:
+def _side(loaded: Loaded, call: Callable[[], Any], refill: Callable[[], None] = lambda: None) -> Side:
     @contextmanager
     def around() -> Iterator[None]:
         with under_test("forward"), forced_sdpa_kernel(loaded.attention["sdpa_kernel"]), torch.no_grad():
             yield
 
-    def prepare() -> None:
-        loaded.activate()
-        if before is not None:
-            before()
-
-    return Side(call, prepare, around)
+    return Side(call, loaded.activate, refill, around)
 
 
 def _measure(
