@@ -7,7 +7,8 @@ In: a device. Out: a table, and JSON with --out. benchmarks/README.md says how t
     python benchmarks/timing_noise.py --busy                # beside processes that keep every core busy
 
 Both sides run one model. A planted slowdown waits on the device (on a CPU: spins) for a share of what a call takes,
-measured beforehand, after each call of the candidate. A comparison counts as flagged when compat.stats.stated says so.
+measured beforehand, after each call of the candidate. A comparison counts as flagged when compat.stats.stated says so
+and no guard of compat/criteria/speed.toml makes it inconclusive.
 """
 
 from __future__ import annotations
@@ -30,10 +31,12 @@ import torch
 from tabulate import tabulate
 
 from compat import device as accelerator
+from compat.judge import Context, judge
+from compat.records import Outcome
 from compat.stats import median_interval, paired_ratios, relative_width, stated
 from compat.worker.ceilings import canary
 from compat.worker.environment import describe
-from compat.worker.timing import Clock, Side, compare
+from compat.worker.timing import Clock, Side, Timing, compare
 
 PLANTED = (0.0, 0.02, 0.05)
 """Slowdowns of the candidate."""
@@ -131,6 +134,7 @@ def measure(device: torch.device, comparisons: int, budget: float) -> dict[str, 
                     "ratio": statistics.median(ratios),
                     "width": relative_width(low, high),
                     "stated": stated(low, high),
+                    "inconclusive": inconclusive(timing),
                     "holds": low <= 1 / (1 + share) <= high,
                     "pairs": len(ratios),
                     "overhead": timing.overhead,
@@ -147,11 +151,23 @@ def measure(device: torch.device, comparisons: int, budget: float) -> dict[str, 
     }
 
 
+def inconclusive(timing: Timing) -> bool:
+    """Whether compat would refuse to state this comparison, by the guards of its criteria."""
+    point = {
+        "phase": "prefill", "batch": 1, "length": 1, "padding": 0.0, "tokens": 1, "unit": "tokens",
+        "seconds": timing.seconds[0], "baseline_seconds": timing.seconds[1], "contention": timing.contention,
+        "rates": timing.rates,
+    }  # fmt: skip
+    answer = {"status": "ok", "measurements": [], "facts": {"points": [point]}, "kernels": {}}
+    return judge("speed", answer, Context({}, "cpu", real=False)).outcome == Outcome.INCONCLUSIVE
+
+
 def _summed(share: float, rows: list[dict[str, Any]]) -> dict[str, Any]:
     expected = "slower" if share else ""
     return {
-        "flagged": sum(bool(r["stated"]) for r in rows),
-        "flagged_rightly": sum(r["stated"] == expected for r in rows) if share else 0,
+        "flagged": sum(bool(r["stated"]) and not r["inconclusive"] for r in rows),
+        "inconclusive": sum(r["inconclusive"] for r in rows),
+        "flagged_rightly": sum(r["stated"] == expected and not r["inconclusive"] for r in rows) if share else 0,
         "interval_holds_truth": sum(r["holds"] for r in rows),
         "median_ratio": statistics.median(r["ratio"] for r in rows),
         "widest_ratio": max(abs(r["ratio"] - 1 / (1 + share)) for r in rows),
@@ -172,6 +188,7 @@ def table(result: dict[str, Any]) -> str:
         [
             f"{float(share):.0%}",
             f"{x['flagged']} of {result['comparisons']}",
+            f"{x['inconclusive']}",
             f"{x['interval_holds_truth'] / result['comparisons']:.1%}",
             f"{x['median_ratio']:.4f}",
             f"{x['median_width']:.2%}",
@@ -181,7 +198,17 @@ def table(result: dict[str, Any]) -> str:
         ]
         for share, x in result["planted"].items()
     ]
-    headers = ["slower by", "flagged", "interval holds", "median ratio", "width", "pairs", "overhead", "s"]
+    headers = [
+        "slower by",
+        "flagged",
+        "inconclusive",
+        "interval holds",
+        "median ratio",
+        "width",
+        "pairs",
+        "overhead",
+        "s",
+    ]
     return tabulate(rows, headers=headers)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -84,14 +84,42 @@ def models_part(options: Options, root: Path) -> str:
 
 def cost_part(options: Options, root: Path) -> str:
     """The tables of benchmarks/harness_cost.py from the JSON that it wrote."""
-    path = root / options["file"]
+    return _benchmark(options["file"], root, "harness_cost.py", _cost_parts)
+
+
+def noise_part(options: Options, root: Path) -> str:
+    """The table of benchmarks/timing_noise.py from the JSON that it wrote."""
+    return _benchmark(options["file"], root, "timing_noise.py", _noise_parts)
+
+
+def _benchmark(file: str, root: Path, made_by: str, parts: Callable[[Any], Iterator[str]]) -> str:
+    """The text that `parts` make of a stored benchmark. Raises MarkError."""
     try:
-        data: Any = json.loads(path.read_text(encoding="utf-8"))
-        return "\n\n".join(_cost_parts(data))
+        data: Any = json.loads((root / file).read_text(encoding="utf-8"))
+        return "\n\n".join(parts(data))
     except OSError as error:
-        raise MarkError(f"{options['file']}: {error.strerror}") from error
-    except (KeyError, TypeError) as error:
-        raise MarkError(f"{options['file']}: not a file of benchmarks/harness_cost.py: {error}") from error
+        raise MarkError(f"{file}: {error.strerror}") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise MarkError(f"{file}: not a file of benchmarks/{made_by}: {error}") from error
+
+
+def _noise_parts(data: Any) -> Iterator[str]:
+    packages = ", ".join(f"{name} {version}" for name, version in data["packages"].items())
+    beside = ", beside processes that keep every core busy" if data["busy"] else ""
+    yield (
+        f"Measured on {code(data['machine'])} ({code(packages)}), {code(data['date'])}{beside}: "
+        f"{data['comparisons']} comparisons of each kind, {data['budget_seconds']:g} s each, one call "
+        f"{1e3 * data['call_seconds']:.1f} ms."
+    )
+    count = data["comparisons"]
+    rows = [
+        [f"{float(share):.0%}", f"{x['flagged']} ({x['flagged'] / count:.1%})", f"{x['inconclusive']}",
+         f"{x['interval_holds_truth'] / count:.0%}", f"{x['median_ratio']:.4f}", f"{x['median_width']:.2%}",
+         f"{x['median_pairs']:g}", f"{x['median_contention']:.0%}", f"{x['median_overhead']:.1%}"]
+        for share, x in data["planted"].items()
+    ]  # fmt: skip
+    head = ["planted", "flagged", "inconclusive", "interval holds", "median ratio", "width", "pairs", "contention", "overhead"]
+    yield _table(head, rows, "rrrrrrrrr")
 
 
 def _cost_parts(data: Any) -> Iterator[str]:

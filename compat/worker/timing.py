@@ -40,8 +40,8 @@ WARM_SHARE = 0.5
 
 @dataclass
 class Side:
-    """One of the things compared: `call` is timed; `before` and `refill` run before it and are not. `around` holds while
-    all of them run."""
+    """One of the things compared: `call` is timed; `before` and `refill` run before it and are not. `around` holds
+    while all of them run."""
 
     call: Callable[[], Any]
     before: Callable[[], None] = lambda: None
