@@ -30,7 +30,7 @@ from unittest import mock
 from tabulate import tabulate
 
 from compat.builtin import matrices_folder
-from compat.execute.worker_process import WorkerProcess, _environment
+from compat.execute.worker_process import WorkerProcess, environment_of
 from compat.records import Run
 from compat.session import Options, prepare
 from compat.store import read_run
@@ -92,7 +92,7 @@ def plain_loop(requests: Sequence[Request]) -> tuple[Timings, float]:
         started = time.perf_counter()
         with log.open("wb") as stderr:  # what a worker's libraries say goes to a file too
             command = [sys.executable, __file__, "--child", str(asked), str(answered)]
-            child = subprocess.run(command, stderr=stderr, env=_environment())
+            child = subprocess.run(command, stderr=stderr, env=environment_of())
         seconds = time.perf_counter() - started
         if child.returncode:
             raise SystemExit(f"the plain loop ended with status {child.returncode}:\n{log.read_text()[-2000:]}")

@@ -53,6 +53,10 @@ SHAPES: dict[str, dict[str, int]] = {
 """A decoder large enough that the device, and not the host, sets the pace."""
 
 
+CELL = {"model": "decoder", "dtype": "fp32", "attention": "sdpa", "quantization": "none"}
+"""What the criteria are told of it."""
+
+
 def forward(device: torch.device) -> Callable[[], Any]:
     """A forward of a small decoder with SDPA attention."""
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -159,7 +163,7 @@ def inconclusive(timing: Timing) -> bool:
         "rates": timing.rates,
     }  # fmt: skip
     answer = {"status": "ok", "measurements": [], "facts": {"points": [point]}, "kernels": {}}
-    return judge("speed", answer, Context({}, "cpu", real=False)).outcome == Outcome.INCONCLUSIVE
+    return judge("speed", answer, Context(CELL, "cpu", real=False)).outcome == Outcome.INCONCLUSIVE
 
 
 def _summed(share: float, rows: list[dict[str, Any]]) -> dict[str, Any]:
