@@ -202,7 +202,7 @@ def judge(check: str, answer: Mapping[str, Any], context: Context, repro: str = 
     seconds = float(answer.get("seconds", 0.0))
     status = answer["status"]
     if status == "ok":
-        measurements = derive(check, _measurements(answer["measurements"]), answer["facts"])
+        measurements = _measurements(answer["measurements"])
         evidence = Evidence(kernels=answer["kernels"], facts=answer["facts"], repro=repro, seed=answer.get("seed"))
         return rejudge(Check(name=check, outcome=Outcome.INCONCLUSIVE, reason="nothing was measured", seconds=seconds,
                              attempts=attempts,
@@ -225,6 +225,7 @@ def judge(check: str, answer: Mapping[str, Any], context: Context, repro: str = 
 
 def rejudge(check: Check, context: Context) -> Check:
     """The same check under today's criteria; one without measurements keeps what was seen when it ran."""
+    check = msgspec.structs.replace(check, measurements=derive(check.name, check.measurements, check.evidence.facts))
     if not check.measurements:
         return check
     check = _with_answer(check, context)
@@ -309,8 +310,12 @@ def _measurements(raw: Sequence[Mapping[str, Any]]) -> tuple[Measurement, ...]:
 
 
 def derive(check: str, measured: tuple[Measurement, ...], facts: Mapping[str, Any]) -> tuple[Measurement, ...]:
-    """Add what follows from raw seconds: rates, speedups and their intervals."""
-    return (*measured, *speed_figures.figures(facts)) if check == "speed" else measured
+    """`measured` with what follows from raw seconds (rates, speedups and their intervals), worked out anew."""
+    if check != "speed":
+        return measured
+    found = speed_figures.figures(facts)
+    names = {m.name for m in found}
+    return (*(m for m in measured if m.name not in names), *found)
 
 
 def _with_answer(check: Check, context: Context) -> Check:

@@ -41,7 +41,7 @@ def _of_point(point: Mapping[str, Any], ceilings: Mapping[str, float]) -> Iterat
         yield _one(f"{phase}_noise", max(stats.self_noise(seconds), stats.self_noise(base)), "ratio", at)
     else:
         low, high = stats.median_interval(seconds)
-        yield _one(f"{phase}_interval", stats.relative_width(low, high), "of the median", at)
+        yield _one(f"{phase}_interval", stats.relative_width(low, high), "of the median", at, "lower")
         yield _one(f"{phase}_noise", stats.self_noise(seconds), "ratio", at)
     if "steps" in point:
         yield _many("time_per_output_token", [s / point["steps"] for s in seconds], "s", at, "lower")
@@ -49,7 +49,7 @@ def _of_point(point: Mapping[str, Any], ceilings: Mapping[str, float]) -> Iterat
         yield _many("time_to_first_token", point["first_token_seconds"], "s", at, "lower")
     for name, unit in (("contention", "of the time"), ("host_share", "of the time"), ("overhead", "of the time")):
         if point.get(name) is not None:
-            yield _one(f"{phase}_{name}", point[name], unit, at)
+            yield _one(f"{phase}_{name}", point[name], unit, at, "lower")
     if point.get("rates"):
         yield _one(f"{phase}_device_rate", min(point["rates"]), "of the best", at, "higher")
     if "peak_bytes" in point:
@@ -98,7 +98,9 @@ def _ratio(
         at=dict(at),
     )
     yield _one(f"{name}_high", high, "x", at, "higher")
-    yield _one(f"{name.removesuffix('_speedup')}_interval", stats.relative_width(low, high), "of the median", at)
+    yield _one(
+        f"{name.removesuffix('_speedup')}_interval", stats.relative_width(low, high), "of the median", at, "lower"
+    )
 
 
 def _many(name: str, values: Sequence[float], unit: str, at: Mapping[str, float], better: str) -> Measurement:

@@ -68,7 +68,11 @@ def _sent_home() -> dict[str, dict[str, str]]:
 
 SENT_HOME = _sent_home()
 RULES = criteria().rules
-MODELS = tuple(read_matrix(matrices_folder() / "default-cpu.toml", "cpu").models.values())
+MODELS = tuple(
+    model
+    for name in ("default-cpu.toml", "speed-cpu.toml")
+    for model in read_matrix(matrices_folder() / name, "cpu").models.values()
+)
 
 
 # -- the tables --------------------------------------------------------------------------------------------------
@@ -433,6 +437,13 @@ def test_speedups_are_derived_from_raw_pairs() -> None:
 
 def _speed(facts: dict[str, Any]) -> Check:
     return judge("speed", {"status": "ok", "measurements": [], "facts": facts, "kernels": {}}, context())
+
+
+def test_figures_are_worked_out_anew_when_judged_again_and_not_twice() -> None:
+    first = _speed(_timed([0.5] * 6, [1.0] * 6))
+    again = rejudge(first, context())
+    assert again == first
+    assert len(again.measured("prefill_speedup")) == 1
 
 
 def test_a_timing_passes_and_every_point_is_judged() -> None:
