@@ -165,6 +165,8 @@ def project(
     (pytester.path / "conftest.py").write_text(QUIET_MACHINE, encoding="utf-8")
     monkeypatch.setenv("COMPAT_CACHE", str(tmp_path_factory.getbasetemp() / "checkpoints"))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    for name in ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT"):  # these sessions are no workers of ours
+        monkeypatch.delenv(name, raising=False)
     return pytester.path
 
 
