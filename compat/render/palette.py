@@ -22,7 +22,7 @@ SHORT: dict[str, str] = {
     "flash_attention_4": "fa4",
     "flex_attention": "flex",
 }
-"""Names that fit beside a curve; others are cut."""
+"""Names that fit beside a curve and over a column; others are cut."""
 
 SHORT_LENGTH = 9
 

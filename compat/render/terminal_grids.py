@@ -12,19 +12,10 @@ from dataclasses import dataclass
 
 from compat.render.grids import Grid, Panel
 from compat.render.inert import label
+from compat.render.palette import SHORT
 from compat.render.symbols import symbol
 from compat.render.terminal_lines import Line, cut, line_width, pad, text_width, wrap
 
-SHORT = {
-    "sdpa-math": "s-math",
-    "sdpa-flash": "s-flash",
-    "sdpa-efficient": "s-eff",
-    "sdpa-cudnn": "s-cudnn",
-    "flash_attention_2": "fa2",
-    "flash_attention_3": "fa3",
-    "flash_attention_4": "fa4",
-    "flex_attention": "flex",
-}
 MAX_HEADER = 8
 MAX_DTYPES = 6
 MIN_LABEL, MAX_LABEL = 12, 28
