@@ -118,7 +118,17 @@ def _noise_parts(data: Any) -> Iterator[str]:
          f"{x['median_pairs']:g}", f"{x['median_contention']:.0%}", f"{x['median_overhead']:.1%}"]
         for share, x in data["planted"].items()
     ]  # fmt: skip
-    head = ["planted", "flagged", "inconclusive", "interval holds", "median ratio", "width", "pairs", "contention", "overhead"]
+    head = [
+        "planted",
+        "flagged",
+        "inconclusive",
+        "interval holds",
+        "median ratio",
+        "width",
+        "pairs",
+        "contention",
+        "overhead",
+    ]
     yield _table(head, rows, "rrrrrrrrr")
 
 

@@ -1,6 +1,6 @@
-"""Summarise what each attention backend gains over eager.
+"""Summarise what each attention backend gains over eager, or over what else its speed was compared with.
 
-In: the cells of a run whose `speed` check measured `prefill_speedup` or `decode_speedup` (ratio to eager, higher is
+In: the cells of a run whose `speed` check measured `prefill_speedup` or `decode_speedup` (ratio to it, higher is
 better) at one point a phase; what was measured on a grid stands in tables of its own (compat.render.exhibits). Out: for
 each backend and phase the median, quartiles and range over cells, and in how many cells the 95% interval lies wholly
 above or below 1. Figures of different points never share a row. Cells that give wrong results are left out and
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from compat.records import BAD, Cell, Measurement
 from compat.render.grids import axis_value, in_order
-from compat.render.points import Point, grouped, has_grid, point_of
+from compat.render.points import Point, baseline_of, grouped, has_grid, point_of
 
 PHASES: tuple[str, ...] = ("prefill", "decode")
 CHECK = "speed"
@@ -61,6 +61,8 @@ class Speed:
     """Cells with a measured speed that fail another check."""
     at: str = ""
     """The point that all rows have in common, or empty."""
+    baseline: str = "eager"
+    """What the speedups are over."""
 
 
 def speed(cells: Sequence[Cell]) -> Speed:
@@ -80,7 +82,7 @@ def speed(cells: Sequence[Cell]) -> Speed:
                 prefill, decode = (_speedups(measured) for measured in phases)
                 rows.append(SpeedRow(attention, prefill, decode, at))
     common = points[0].text if len(points) == 1 and points[0] is not None else ""
-    return Speed(tuple(rows), len(timed) - len(trusted), common)
+    return Speed(tuple(rows), len(timed) - len(trusted), common, baseline_of(trusted))
 
 
 def _measured(cell: Cell, phase: str) -> Measurement | None:

@@ -141,7 +141,9 @@ def _speed(report: Report, width: int) -> Iterator[Line]:
         return
     at = f" at {speed.at}" if speed.at else ""
     yield from wrap(
-        f"Speed against eager{at} (median over cells; f/s: cells surely faster / slower)", width, style="bold"
+        f"Speed against {speed.baseline}{at} (median over cells; f/s: cells surely faster / slower)",
+        width,
+        style="bold",
     )
     head = ["attention", "cells"]
     for phase in PHASES:
