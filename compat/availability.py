@@ -78,12 +78,14 @@ def _model_missing(model: Model) -> str:
 
 def estimate_seconds(matrix: Matrix, cells: tuple[CellSpec, ...]) -> float:
     """Expected wall seconds of one worker for `cells`, from the measured means in costs.toml; those of a shape hold for
-    a billion parameters."""
+    a billion parameters, and its speed for one point of the grid."""
     costs = _costs()[matrix.device]
+    points = max(1, len(matrix.settings.speed.points))
 
     def seconds(model: Model, check: str) -> float:
         size = int(model.row.get("parameters", 1e9)) / 1e9 if model.shape else 1.0
-        return size * costs.get(_kind(model), {}).get(check, 0.0)
+        asked = points if model.shape and check == "speed" else 1
+        return size * asked * costs.get(_kind(model), {}).get(check, 0.0)
 
     return sum(seconds(matrix.models[cell.model], check) for cell in cells for check in cell.checks)
 
