@@ -43,12 +43,17 @@ def paired_answer(
     phases = ("prefill", "decode") if requests[0]["group"]["row"]["task"] == "causal-lm" else ("prefill",)
     both = _Both((candidate, baseline), requests, timeout_seconds)
     found: list[Answer] = []
+    left_out: dict[str, str] = {}
     try:
-        for point in points:
-            found += [_compared(both, phase, point, budget) for phase in phases]
+        for size, length, padding in points:
+            for phase in phases:
+                try:
+                    found.append(_compared(both, phase, (size, length, padding), budget))
+                except _LeftOut as reason:
+                    left_out[f"{size}x{length}@{padding:g} {phase}"] = str(reason)
     except _Ended as ended:
         return {**ended.answer, "seconds": round(time.monotonic() - started, 3)}
-    facts = {"points": found, "left_out": {}, "baseline": stack_name(baseline.environment or {})}
+    facts = {"points": found, "left_out": left_out, "baseline": stack_name(baseline.environment or {})}
     return {
         "status": "ok",
         "measurements": [],
@@ -67,6 +72,10 @@ def stack_name(environment: Mapping[str, Any]) -> str:
     return ", ".join([f"Python {environment.get('python', '?')}", *named])
 
 
+class _LeftOut(Exception):
+    """A point that one of the sides cannot be asked for; the others can."""
+
+
 class _Both:
     """The two workers, asked one after the other."""
 
@@ -76,11 +85,15 @@ class _Both:
     def ask(self, side: int, do: str, **more: Any) -> Answer:
         """The answer of one side. Raises _Ended: a baseline that does not answer leaves nothing to compare with."""
         answer = self.workers[side].ask({**self.requests[side], "op": "timing", "do": do, **more}, self.timeout)
+        if "left_out" in answer:
+            raise _LeftOut(answer["left_out"])
         if answer["status"] == "ok":
             return answer
+        said = answer.get("exception", {}).get("message") or answer.get("reason", "")
+        if answer["status"] == "raised" and "out of memory" in said.lower():
+            raise _LeftOut(f"the {('candidate', 'baseline')[side]} does not fit: {said}"[:200])
         if side == 0:
             raise _Ended(answer)
-        said = answer.get("exception", {}).get("message") or answer.get("reason", "")
         raise _Ended({"status": "no_yardstick", "reason": f"the other stack: {answer['status']}: {said}"[:300]})
 
 

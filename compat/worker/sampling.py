@@ -30,11 +30,16 @@ class Sampler:
     def open(self, group: Group, attention: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
         """Load, prepare and warm up one phase of one point. Raises StackError, Unavailable.
 
+        A point that the model cannot be asked for is answered with why, as `left_out`.
+
         `request`: `phase`, `point` [batch, length, padding], `budget_seconds`, `window` (0: choose one).
         """
         loaded = group.loaded(attention)
         size, length, padding = request["point"]
         point = Point(int(size), int(length), float(padding))
+        why = speed.does_not_apply(loaded.model, point)
+        if why:
+            return {"left_out": why}
         window, least = int(request["window"]), 1
         with under_test("forward"):
             if request["phase"] == "decode":

@@ -71,6 +71,15 @@ def test_a_stack_that_cannot_load_the_model_leaves_nothing_to_compare_with(
     assert paired_answer(*workers, (bad, good), 120)["status"] == "raised", "the candidate's own failure stays its own"
 
 
+def test_a_point_that_the_model_does_not_have_is_left_out_and_the_other_is_measured(
+    workers: tuple[WorkerProcess, WorkerProcess], probe_cache: Path
+) -> None:
+    request = _request(probe_cache, points=[[2, 32, 0.0], [2, 100000, 0.0]], budget_seconds=0.1)
+    facts = paired_answer(*workers, (request, request), 120)["facts"]
+    assert {p["length"] for p in facts["points"]} == {32}
+    assert set(facts["left_out"]) == {"2x100000@0 prefill", "2x100000@0 decode"}
+
+
 def test_a_stack_is_named_by_what_often_differs() -> None:
     assert (
         stack_name({"python": "3.11.7", "packages": {"torch": "2.13.0", "numpy": "2"}}) == "Python 3.11.7, torch 2.13.0"

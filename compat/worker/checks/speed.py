@@ -60,7 +60,7 @@ def run(group: Group, attention: dict[str, Any]) -> Report:
         if extras:
             speed_extras.before(report, group)
         for point in points:
-            why = _does_not_apply(candidate.model, point)
+            why = does_not_apply(candidate.model, point)
             if why:
                 report.facts["left_out"][point.name] = why
                 continue
@@ -89,7 +89,7 @@ def _baseline(group: Group, report: Report, attention: dict[str, Any]) -> Loaded
     return other.loaded(asked["attention"])
 
 
-def _does_not_apply(model: Any, point: Point) -> str:
+def does_not_apply(model: Any, point: Point) -> str:
     """Why `model` cannot be asked for this point, or ""."""
     if point.batch == 1 and point.padding:
         return "one row alone has nothing to be padded to"
