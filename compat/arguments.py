@@ -131,6 +131,25 @@ def baseline(text: str) -> str:
         raise _nearest(error) from error
 
 
+def stack(text: str) -> str:
+    """The name of a stack, or a stack file."""
+    from compat import stacks
+
+    named = str(Path(text).expanduser().absolute()) if text.endswith(".toml") else text
+    try:
+        stacks.find(named)
+    except stacks.StackFileError as error:
+        raise ArgumentTypeError(str(error)) from error
+    return named
+
+
+def environment(text: str) -> str:
+    """A stack, or another environment's Python: a name without a slash is a stack's unless such a program is here."""
+    if text.endswith(".toml") or not ("/" in text or Path(text).exists()):
+        return stack(text)
+    return str(interpreter(text))
+
+
 def interpreter(text: str) -> Path:
     """Another environment's Python."""
     path = Path(text).expanduser()

@@ -1,4 +1,5 @@
-"""The `compat` command: its arguments, and what ends it. compat/commands.py says what each command does.
+"""The `compat` command: its arguments, and what ends it. compat/commands.py and compat/stack_commands.py say what each
+command does.
 
 Exit codes: 0 done (whatever was found; `--fail-on` makes findings count), 1 a result that --fail-on names, 2
 interrupted, 3 the harness failed (an `error` outcome, or an exception of ours), 4 usage (arguments, matrix, stored
@@ -15,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from compat import __version__, arguments, commands
+from compat import __version__, arguments, commands, stack_commands
 from compat.exit_codes import INTERNAL, INTERRUPTED, NOTHING, OK, USAGE
 
 SPEED_HELP = """\
@@ -53,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if parsed.command is None:
         _parser().print_help()
         return USAGE
+    from compat.environments import CreateError, NotCreated
     from compat.matrix import MatrixError
     from compat.session import SessionError
     from compat.store import StoreError
@@ -61,7 +63,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = int(parsed.run(parsed))
         sys.stdout.flush()  # here, where a reader that has left is no error
         return code
-    except (MatrixError, StoreError) as error:
+    except CreateError as error:
+        print(f"compat: {error}", file=sys.stderr)
+        return INTERNAL
+    except (MatrixError, StoreError, NotCreated) as error:
         print(f"compat: {error}", file=sys.stderr)
         return USAGE
     except SessionError as error:
@@ -106,6 +111,7 @@ def _parser() -> argparse.ArgumentParser:
             "2 interrupted, 3 harness failure, 4 usage (an unknown fault)",
         )
     )
+    _stack(add.add_parser("stack", help="make, list and check environments of other package versions"))
     _stored(add)
     return parser
 
@@ -118,7 +124,10 @@ def _conducting(parser: argparse.ArgumentParser) -> None:
         "--timeout", type=arguments.seconds, metavar="SECONDS", help="limit of every check (default: by check)"
     )
     parser.add_argument("--memory-limit", type=arguments.size, metavar="SIZE", help="host memory of a worker, e.g. 8G")
-    parser.add_argument("--cache", type=Path, metavar="DIR", help="folder for checkpoints that compat makes")
+    parser.add_argument("--cache", type=Path, metavar="DIR", help="folder for checkpoints and stacks")
+    parser.add_argument(
+        "--stack", type=arguments.stack, default="current", metavar="NAME", help="run the workers in this stack"
+    )
     parser.add_argument("--seed", type=int, help="seed of inputs (default: the matrix's)")
     known = ",".join(arguments.FAIL_ON)
     parser.add_argument(
@@ -153,7 +162,10 @@ def _speed(parser: argparse.ArgumentParser) -> None:
         "--baseline", type=arguments.baseline, metavar="eager|CELL", help="what each cell is compared with"
     )
     against.add_argument(
-        "--against", type=arguments.interpreter, metavar="PYTHON", help="compare with the same cell in that environment"
+        "--against",
+        type=arguments.environment,
+        metavar="STACK|PYTHON",
+        help="compare with the same cell in that stack or environment",
     )
     _conducting(parser)
     parser.set_defaults(run=commands.run_speed)
@@ -164,6 +176,23 @@ def _list(parser: argparse.ArgumentParser) -> None:
     _checks(parser)
     parser.add_argument("--ids", action="store_true", help="one cell id a line, nothing else")
     parser.set_defaults(run=commands.list_matrix)
+
+
+def _stack(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_subparsers(dest="action", metavar="ACTION", required=True, parser_class=_Parser)
+    create = add.add_parser("create", help="make the environment of a stack, unless it exists")
+    check = add.add_parser("check", help="import what a stack pins and compare the versions; 1 where they differ")
+    listing = add.add_parser("list", help="every stack: pins, whether it is created, size, folder")
+    for one in (create, check):
+        one.add_argument("stack", type=arguments.stack, metavar="NAME", help="a stack, or a file of that form")
+    create.add_argument("-q", "--quiet", action="store_true", help="no progress")
+    for each, run in (
+        (create, stack_commands.create),
+        (listing, stack_commands.listing),
+        (check, stack_commands.check),
+    ):
+        each.add_argument("--cache", type=Path, metavar="DIR", help="folder for checkpoints and stacks")
+        each.set_defaults(run=run)
 
 
 def _selftest(parser: argparse.ArgumentParser) -> None:

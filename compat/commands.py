@@ -38,7 +38,7 @@ def run_speed(arguments: argparse.Namespace) -> int:
         padding=arguments.padding,
         budget_seconds=arguments.budget,
         baseline=arguments.baseline,
-        against=str(arguments.against or ""),
+        against=arguments.against or "",
     )
     return _conduct(arguments, _options(arguments, checks=SPEED_CHECKS, workers=1, speed=asked))
 
@@ -61,6 +61,7 @@ def _options(arguments: argparse.Namespace, **own: Any) -> Options:
         timeout_seconds=arguments.timeout,
         memory_limit_bytes=arguments.memory_limit,
         cache=arguments.cache,
+        stack=arguments.stack,
         argv=tuple(sys.argv),
         **own,
     )
@@ -106,6 +107,8 @@ def _conduct(arguments: argparse.Namespace, options: Options) -> int:
 
 def _again(arguments: argparse.Namespace, session: Session, folder: Path) -> str:
     """The command that continues an interrupted run: what it compares with the start is named again."""
+    from compat.stacks import CURRENT
+
     options = session.options
     words = ["compat", arguments.command, str(arguments.matrix), "--device", session.device]
     words += ["--cells", *options.patterns] if options.patterns else []
@@ -115,6 +118,7 @@ def _again(arguments: argparse.Namespace, session: Session, folder: Path) -> str
         words += ["--checks", ",".join(options.checks)]
     words += ["--seed", str(options.seed)] if options.seed is not None else []
     words += ["--depth", options.depth] if options.depth is not None else []
+    words += ["--stack", options.stack] if options.stack != CURRENT else []
     return shlex.join([*words, "--resume", str(folder)])
 
 

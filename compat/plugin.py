@@ -49,6 +49,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--compat-benchmark", action="store_true", help="hand the speed checks' samples to pytest-benchmark"
     )
+    group.addoption(
+        "--compat-stack", default="current", metavar="NAME", help="stack that the workers run (default: this)"
+    )
     group.addoption("--compat-seed", type=int, metavar="N", help="seed of inputs (default: the matrix's)")
 
 
@@ -182,6 +185,16 @@ class _State:
 
         return matrix_path(self.config.getoption("--compat-matrix"), Path(self.config.invocation_params.dir))
 
+    def _look_for_stack(self) -> None:
+        """Raises UsageError for a stack that does not exist or is not created."""
+        from compat import environments
+        from compat.matrix import MatrixError
+
+        try:
+            environments.interpreter(self.config.getoption("--compat-stack"), self.config.getoption("--compat-cache"))
+        except (MatrixError, environments.NotCreated) as error:
+            raise pytest.UsageError(str(error)) from error
+
     def _tasks(self, items: list[pytest.Item]) -> dict[tuple[str, str], pytest.Item]:
         found: dict[tuple[str, str], pytest.Item] = {}
         for item in items:
@@ -196,6 +209,7 @@ class _State:
         """Read the matrix before anything is collected, so that a bad one is a usage error (exit code 4)."""
         if _names_suites(self.config):
             self.cells()
+            self._look_for_stack()
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -224,6 +238,7 @@ class _State:
             self._end()
 
     def _start(self, tasks: frozenset[tuple[str, str]]) -> None:
+        from compat.matrix import MatrixError
         from compat.session import Options, SessionError, prepare
 
         option = self.config.getoption
@@ -237,11 +252,12 @@ class _State:
             depth=option("--compat-depth"),
             timeout_seconds=option("--compat-timeout"),
             cache=option("--compat-cache"),
+            stack=option("--compat-stack"),
             argv=("pytest", *self.config.invocation_params.args),
         )
         try:
             self.session = prepare(options)
-        except SessionError as error:
+        except (MatrixError, SessionError) as error:
             raise pytest.UsageError(str(error)) from error
         self.session.on_result = self._result
         self.session.start()

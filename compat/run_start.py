@@ -13,8 +13,9 @@ from typing import Any
 from compat import __version__, store
 from compat.matrix import CellSpec, Matrix, Model
 from compat.plan import Plan
-from compat.records import Environment, FileIdentity, RunInfo
+from compat.records import Environment, FileIdentity, RunInfo, StackIdentity
 from compat.speed_settings import SpeedSettings
+from compat.stacks import CURRENT
 
 
 def header(
@@ -24,13 +25,16 @@ def header(
     matrix: Matrix,
     cells: Sequence[CellSpec],
     settings: Mapping[str, Any],
+    stack: str = CURRENT,
 ) -> store.Header:
-    """The header of a run of `cells`; `settings` as `run_settings` makes them, and what else shapes the figures."""
+    """The header of a run of `cells` on the stack of that name; `settings` as `run_settings` makes them, and what else
+    shapes the figures."""
     info = RunInfo(
         id=run_id,
         started=f"{started:%Y-%m-%dT%H:%M:%SZ}",
         argv=(Path(argv[0]).name.replace("__main__.py", "compat"), *argv[1:]) if argv else (),
         matrix=FileIdentity(path=shown(matrix.path), sha256=matrix.sha256),
+        stack=StackIdentity(name=stack, sha256=""),
         device=matrix.device,
         settings={
             "title": matrix.title,
@@ -48,8 +52,10 @@ def run_settings(seed: int, depth: str, speed: SpeedSettings) -> dict[str, Any]:
     return {"seed": seed, "depth": depth} | ({"speed": own} if (own := speed.stored()) else {})
 
 
-def changed(began: store.Header, plan: Plan, matrix: Matrix, settings: Mapping[str, Any]) -> str:
-    """Why the run with header `began` cannot be continued by `plan` under `settings`; "" where it can."""
+def changed(began: store.Header, plan: Plan, matrix: Matrix, settings: Mapping[str, Any], stack: str = CURRENT) -> str:
+    """Why the run with header `began` cannot be continued by `plan` under `settings` on `stack`; "" where it can."""
+    if began.run.stack.name != stack:
+        return f"it was started on stack {began.run.stack.name}, not {stack}; start a new run instead"
     if began.run.matrix.sha256 != matrix.sha256:
         return f"{matrix.path} or a models.toml that it uses has changed since; start a new run instead"
     planned = {(p.id, c) for p in began.planned if not p.excluded for c in p.checks}

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import os
 import shlex
+import sys
 import tempfile
 import threading
 import time
@@ -21,7 +22,7 @@ from typing import Any
 
 import msgspec
 
-from compat import device, reproduce, run_start, store
+from compat import device, environments, reproduce, run_start, stacks, store
 from compat.axes import ATTENTION, DTYPES
 from compat.axes.attention import kernel_kind
 from compat.execute.local import Configuration, LocalEngine
@@ -67,6 +68,8 @@ class Options:
     timeout_seconds: float | None = None
     memory_limit_bytes: int | None = None
     cache: Path | None = None
+    stack: str = stacks.CURRENT
+    """Whose interpreter the workers run: a stack's name, or its file."""
     argv: tuple[str, ...] = ()
 
 
@@ -85,6 +88,9 @@ class Session:
     lanes: tuple[str, ...]
     speed: SpeedSettings = field(default_factory=SpeedSettings)
     baselines: dict[str, CellSpec] = field(default_factory=dict)
+    python: str = sys.executable
+    against: str = ""
+    """The interpreter of the stack that speed is compared with, where one was asked for."""
     on_result: Callable[[CellSpec, Check], None] = lambda cell, check: None
     engine: LocalEngine | None = None
     started: float = field(default_factory=time.monotonic)
@@ -149,6 +155,8 @@ class Session:
             loads={x.cell: x.check for x in self.results if x.check.name == "load"},
             speed=self.speed,
             baselines=self.baselines,
+            python=self.python,
+            against=self.against,
         )
         return LocalEngine(self.remaining, configuration, self._record, self._described)
 
@@ -157,7 +165,8 @@ class Session:
         own = check == "speed" and self.options.speed is not None
         command = ["speed" if own else "run", run_start.shown(self.options.matrix)]
         rest = self.speed.words() if own else ["--checks", check]
-        return shlex.join(["compat", *command, "--device", self.device, "--cells", cell.id, *rest])
+        stack = [] if self.options.stack == stacks.CURRENT else ["--stack", self.options.stack]
+        return shlex.join(["compat", *command, "--device", self.device, "--cells", cell.id, *rest, *stack])
 
     def _record(self, cell: CellSpec, check: Check) -> None:
         with self._lock:
@@ -207,7 +216,9 @@ class Session:
                 f"{self.folder} cannot be resumed: it was started on another stack or machine; start a new run instead"
             )
         if not known:
-            info = msgspec.structs.replace(self.header.run, stack=stack_identity(environment))
+            info = msgspec.structs.replace(
+                self.header.run, stack=stack_identity(environment, self.header.run.stack.name)
+            )
             self.header = msgspec.structs.replace(self.header, environment=environment, run=info)
             self.journal.add(store.Seen(environment=environment, stack=info.stack))
 
@@ -248,6 +259,7 @@ class Session:
 
 def prepare(options: Options) -> Session:
     """Everything up to the first worker. Raises MatrixError, StoreError, SessionError."""
+    stack, python = _interpreter(options.stack, options.cache)
     detected = device.detect()
     kind = detected.type if options.device == "auto" else options.device
     matrix = read_matrix(options.matrix, kind)
@@ -259,13 +271,16 @@ def prepare(options: Options) -> Session:
         fits = " ".join(options.patterns) or "it"
         raise SessionError(f"nothing selected: no cell {what}of {options.matrix} fits {fits}")
     speed, baselines = _speed(options, matrix, cells)
+    against = speed.against
+    if against.endswith(".toml") or (against and not os.path.isabs(against)):  # a stack, not an interpreter
+        against = _interpreter(against, options.cache)[1]
     plan = make_plan(cells)
     lanes = _lanes(kind, options.workers, detected.count if detected.type == kind else 1)
     seed = matrix.settings.seed if options.seed is None else options.seed
     settings = run_start.run_settings(seed, options.depth or matrix.settings.depth, speed)
     if options.resume is not None:
         header, results = store.read_journal(options.resume)
-        if why := run_start.changed(header, plan, matrix, settings):
+        if why := run_start.changed(header, plan, matrix, settings, stack):
             raise SessionError(f"{options.resume} cannot be resumed: {why}")
         journal = store.Journal(options.resume, None)
         folder = options.resume
@@ -275,7 +290,9 @@ def prepare(options: Options) -> Session:
         folder = options.out or RUNS_FOLDER / run_id
         if options.patterns or options.checks:
             settings["selected"] = {"cells": list(options.patterns), "checks": list(options.checks)}
-        header = run_start.header(run_id, started, options.argv, matrix, cells, settings | {"lanes": list(lanes)})
+        header = run_start.header(
+            run_id, started, options.argv, matrix, cells, settings | {"lanes": list(lanes)}, stack
+        )
         results = []
         try:
             journal = store.Journal(folder, header)
@@ -285,7 +302,17 @@ def prepare(options: Options) -> Session:
             ) from None
         except OSError as error:
             raise SessionError(f"{folder}: the run's folder cannot be written: {error.strerror}") from error
-    return Session(options, matrix, plan, folder, header, journal, results, kind, lanes, speed, baselines)
+    return Session(
+        options, matrix, plan, folder, header, journal, results, kind, lanes, speed, baselines, python, against
+    )
+
+
+def _interpreter(stack: str, cache: Path | None) -> tuple[str, str]:
+    """The name of a stack and its interpreter. Raises MatrixError, and SessionError where it is not created."""
+    try:
+        return stacks.find(stack).name, environments.interpreter(stack, cache)
+    except environments.NotCreated as error:
+        raise SessionError(str(error)) from error
 
 
 def _speed(options: Options, matrix: Matrix, cells: Sequence[CellSpec]) -> tuple[SpeedSettings, dict[str, CellSpec]]:
@@ -350,10 +377,10 @@ def describe(described: dict[str, Any]) -> Environment:
     return msgspec.structs.replace(environment, fingerprint=digest)
 
 
-def stack_identity(environment: Environment) -> StackIdentity:
-    """The packages under test as one hash."""
+def stack_identity(environment: Environment, name: str = stacks.CURRENT) -> StackIdentity:
+    """The packages under test as one hash, and the name of their stack."""
     text = msgspec.json.encode(environment.packages, order="deterministic")
-    return StackIdentity(name="current", sha256=hashlib.sha256(text).hexdigest())
+    return StackIdentity(name=name, sha256=hashlib.sha256(text).hexdigest())
 
 
 def default_cache() -> Path:

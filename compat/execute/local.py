@@ -7,6 +7,7 @@ machine to themselves: with several lanes they come last, on one.
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections import deque
@@ -62,6 +63,10 @@ class Configuration:
     speed: SpeedSettings = field(default_factory=SpeedSettings)
     baselines: Mapping[str, CellSpec] = field(default_factory=dict)
     """Cell id -> the cell that its speed is compared with; eager of the same group for those that are not named."""
+    python: str = sys.executable
+    """The interpreter of the stack under test."""
+    against: str = ""
+    """The interpreter of the stack that speed is compared with; "" for a baseline in the stack under test."""
 
 
 class LocalEngine:
@@ -136,10 +141,12 @@ class LocalEngine:
             raise self.failure
 
     def _lane(self, name: str, device: str, ended: threading.Event) -> None:
+        configuration = self.configuration
         worker = WorkerProcess(
-            self.configuration.folder / f"worker-{name}.log",
-            self.configuration.memory_limit_bytes,
+            configuration.folder / f"worker-{name}.log",
+            configuration.memory_limit_bytes,
             self._stop.is_set,
+            configuration.python,
         )
         self._workers[name] = worker
         try:
@@ -196,7 +203,7 @@ class LocalEngine:
 
     def _ask(self, worker: WorkerProcess, spec: dict[str, Any], cell: CellSpec, check: str, context: Context) -> Check:
         request = check_request(check, spec, cell.attention, self.configuration.threads)
-        if check == "speed" and self.configuration.speed.against:
+        if check == "speed" and self.configuration.against:
             answer = self._against(worker, request, self._timeout(cell, check))
         else:
             answer = worker.ask(request, self._timeout(cell, check))
@@ -212,7 +219,7 @@ class LocalEngine:
         if self._other is None:
             folder, limit = self.configuration.folder, self.configuration.memory_limit_bytes
             name = f"worker-against-{worker.stderr.stem}.log"
-            self._other = WorkerProcess(folder / name, limit, self._stop.is_set, self.configuration.speed.against)
+            self._other = WorkerProcess(folder / name, limit, self._stop.is_set, self.configuration.against)
             self._workers["against"] = self._other
             self._other.start()
         return paired_answer(worker, self._other, (request, request), timeout_seconds)

@@ -72,7 +72,7 @@ class WorkerProcess:
             stderr=log,
             text=True,
             encoding="utf-8",
-            env=_environment(self.python),
+            env=environment_of(self.python),
             start_new_session=True,  # Ctrl-C in the terminal is for the parent
         )
         log.close()
@@ -174,9 +174,10 @@ def _pump(process: subprocess.Popen[str], lines: queue.Queue[str | None]) -> Non
     lines.put(None)
 
 
-def _environment(python: str = sys.executable) -> dict[str, str]:
-    """The parent's environment, with compat importable and libraries told to keep quiet. Another interpreter gets
-    compat alone, and none of the user's paths that hold a stack: its own packages are the ones under test."""
+def environment_of(python: str = sys.executable) -> dict[str, str]:
+    """The variables of a process of `python`: the parent's, with compat importable and libraries told to keep quiet.
+    Another interpreter gets compat alone, and none of the user's paths that hold a stack: its own packages are the ones
+    under test."""
     paths = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
     if python == sys.executable:
         paths.append(str(Path(__file__).resolve().parents[2]))

@@ -213,6 +213,9 @@ class Group:
         if twin is not None:
             return Loaded(self, attention, twin.model, twin.how, dict(twin.facts))
         facts: dict[str, Any] = {}
+        if not stack_api.knows_switching():
+            facts["switch"] = "this version of transformers has no set_attn_implementation"
+            return self._from_checkpoint(attention, "reloaded", facts)
         try:
             with under_test("switch"):
                 effective = stack_api.switch_attention(base, implementation)
@@ -229,7 +232,7 @@ class Group:
         asked, scheme = (self.dtype, attention["implementation"], self.device), self.spec.quantization
         empty = self.master if self.shape else None
         started = time.perf_counter()
-        with under_test("load"):
+        with stack_api.default_dtype_kept(), under_test("load"):
             if self.shape:
                 model = shapes.from_pretrained(self.checkpoint, empty, *asked, scheme)
             else:

@@ -15,7 +15,6 @@ the library's takes part in a reference.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -148,6 +147,10 @@ def _plain_sdpa(
     return weights @ value
 
 
+def _beyond_fp32(value: Any) -> bool:
+    return isinstance(value, float) and torch.finfo(torch.float32).max < abs(value) < math.inf
+
+
 class _Fp64Mode(TorchFunctionMode):
     """Suppress casts of fp64 tensors to lower floats; `promote` also lifts integer-to-fp32 casts to fp64."""
 
@@ -162,6 +165,8 @@ class _Fp64Mode(TorchFunctionMode):
             return _plain_sdpa(*args, **kwargs)
         if func in _CASTS and isinstance(args[0], torch.Tensor):
             return self._cast(func, args, kwargs)
+        if func is torch.full and "dtype" not in kwargs and _beyond_fp32(args[1]):
+            kwargs["dtype"] = torch.float64  # a mask made of fp64's minimum, for a dtype that is named later
         if kwargs.get("dtype") in _LOW:
             source = args[0] if args and isinstance(args[0], torch.Tensor) else None
             if (source is not None and source.dtype == torch.float64) or (source is None and self.promote):
@@ -194,7 +199,9 @@ class Reference:
     def __init__(self, master: torch.nn.Module, device: torch.device, dtype: torch.dtype = torch.float64) -> None:
         self.device = device
         self.dtype = dtype
-        self.model = copy.deepcopy(master).to(device=device, dtype=dtype).eval()
+        sdpa = stack_api.sdpa_is_whole(master)
+        own = stack_api.built_with(master, "sdpa" if sdpa else "eager")
+        self.model = own.to(device=device, dtype=dtype).eval()
         self.mode = _Fp64Mode()
         self.inv_freq_dtype = self._recompute_inv_freq()
         stack_api.use_plain_experts(self.model)
@@ -202,15 +209,12 @@ class Reference:
         if stack_api.uses_attention_interface(self.model) and stack_api.register_attention(NAME, attention):
             stack_api.set_attention_unchecked(self.model, NAME)
             self.attention = "own"
-        elif self._calls_sdpa_directly():
+        elif sdpa:
             stack_api.set_attention_unchecked(self.model, "sdpa")
             self.attention = "own sdpa"
         else:
             stack_api.set_attention_unchecked(self.model, "eager")
             self.attention = "stock eager, casts suppressed"
-
-    def _calls_sdpa_directly(self) -> bool:
-        return bool(getattr(self.model, "_supports_sdpa", False))
 
     def _recompute_inv_freq(self) -> str:
         """Rebuild rotary modules in fp64; returns the dtype in which inv_freq was computed, `none` without rotary."""
@@ -221,10 +225,10 @@ class Reference:
                 continue
             try:
                 with _Fp64Mode(promote=True):
-                    rebuilt = type(module)(module.config)
+                    rebuilt = stack_api.rotary_again(module)
             except (TypeError, AttributeError):
                 computed = "float32"  # a rotary module of another make: keep its fp32 values
-                continue
+                buffers = []
             for name in buffers:
                 own, new = getattr(module, name), getattr(rebuilt, name)
                 if new.dtype == torch.float64 and torch.allclose(own.float().cpu(), new.float(), rtol=1e-5):

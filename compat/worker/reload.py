@@ -78,7 +78,10 @@ def elsewhere(group: Group, loaded: Loaded) -> Elsewhere:
         if group.spec.at_least("deep"):
             _dispatched(group, loaded, folder, found)
         offloaded = {"to the host": _host_offloaded(group, restored)}
-        offloaded["to the disk"] = _disk_offloaded(group, loaded, folder / "offload")
+        if stack_api.maps_devices(restored):
+            offloaded["to the disk"] = _disk_offloaded(group, loaded, folder / "offload")
+        else:
+            found.facts["offloaded to the disk"] = "not asked: the class takes no device_map='auto' in this version"
         for way, model in offloaded.items():
             other = _forward(group, model, inputs, "offload")
             distance = _distance(other, output)
@@ -191,7 +194,7 @@ def _resized(model: Any, more: int = 8) -> int:
     changed = 0
     for wanted in (rows + more, rows):
         with under_test("resize"):
-            model.resize_token_embeddings(wanted, mean_resizing=False)
+            stack_api.resize_embeddings(model, wanted)
         for name, own in before.items():
             after = parts[name]().weight.detach()
             if after.shape != (wanted, own.shape[1]):

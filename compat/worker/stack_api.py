@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import importlib
 import importlib.metadata
 import inspect
 import logging
 import re
+import types
 from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
@@ -91,6 +93,11 @@ def switch_attention(model: Any, implementation: str) -> bool:
     return effective_attention(model) == implementation
 
 
+def knows_switching() -> bool:
+    """Whether this transformers has `set_attn_implementation` at all: since 4.54."""
+    return hasattr(transformers.PreTrainedModel, "set_attn_implementation")
+
+
 def effective_attention(model: Any) -> str:
     """The attention implementation that the loaded model's config names (private attribute, stable since 4.36)."""
     return str(getattr(model.config, "_attn_implementation", "") or "")
@@ -117,6 +124,56 @@ def set_attention_unchecked(model: Any, implementation: str) -> None:
             config._attn_implementation_internal = implementation
         elif hasattr(config, "_attn_implementation"):
             config._attn_implementation = implementation
+
+
+def built_with(model: Any, implementation: str) -> Any:
+    """A model like `model` whose attention modules are those of `implementation`, with the same weights. Before
+    transformers 5 many families choose the class of each attention module when they are built, and what the config says
+    afterwards changes their masks alone; where that is not so, a copy."""
+    if TRANSFORMERS >= (5,) or uses_attention_interface(model):
+        return copy.deepcopy(model)
+    parameter = next(model.parameters())
+    arguments = {**dtype_argument(parameter.dtype), "attn_implementation": implementation}
+    made = type(model)._from_config(copy.deepcopy(model.config), **arguments)
+    made.load_state_dict(model.state_dict())
+    return made.to(parameter.device)
+
+
+@contextlib.contextmanager
+def default_dtype_kept() -> Iterator[None]:
+    """torch's default dtype after the block is the one before it: loaders before transformers 5 set theirs, and leave
+    it where they refuse a backend."""
+    before = torch.get_default_dtype()
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def maps_devices(model: Any) -> bool:
+    """Whether `device_map="auto"` may be asked of the class: before transformers 5 one that does not say which of its
+    modules stay whole is refused."""
+    return TRANSFORMERS >= (5,) or getattr(model, "_no_split_modules", None) is not None
+
+
+def takes_packed_rows(model: Any) -> bool:
+    """Whether position ids that restart keep rows in one sequence apart without a mask: every family since
+    transformers 5; before, those that have the library make their masks."""
+    return TRANSFORMERS >= (5,) or _library_makes_masks(model)
+
+
+def answers_as_stored() -> bool:
+    """Whether the stored answers of probes hold here: they were made with transformers 5. Older versions read a probe's
+    config in their own way and name its parameters otherwise, by which weights are drawn: another model, not a wrong
+    one."""
+    return TRANSFORMERS >= (5,)
+
+
+def sdpa_is_whole(model: Any) -> bool:
+    """Whether the class of `model` computes all of its attention through scaled_dot_product_attention: before
+    transformers 5 Gemma 2 left out its cap of the scores there."""
+    capped = getattr(model.config, "attn_logit_softcapping", None) is not None
+    return bool(getattr(model, "_supports_sdpa", False)) and (TRANSFORMERS >= (5,) or not capped)
 
 
 def uses_attention_interface(model: Any) -> bool:
@@ -165,6 +222,31 @@ def use_plain_experts(model: Any) -> None:
         config: Any = getattr(module, "config", None)
         if getattr(config, "_experts_implementation_internal", None) is not None:
             config._experts_implementation_internal = "eager"
+
+
+def rotary_again(module: Any) -> Any:
+    """A rotary module like `module`, made anew from its config, which older classes take by name only. Raises TypeError
+    or AttributeError for a class that is made of something else."""
+    return type(module)(config=module.config)
+
+
+def resize_embeddings(model: Any, rows: int) -> None:
+    """Give `model` embeddings of `rows` tokens; new ones are drawn like all weights, and not about the mean of the old
+    ones, which transformers does by itself since 4.46."""
+    named = "mean_resizing" in inspect.signature(model.resize_token_embeddings).parameters
+    model.resize_token_embeddings(rows, **({"mean_resizing": False} if named else {}))
+
+
+def takes_own_mask(model: Any) -> bool:
+    """Whether `model` takes a mask of (batch, 1, queries, keys): every family since transformers 5; before, those that
+    have the library make theirs (since 4.53), or whose decoder makes it in a method of its own."""
+    own = any(hasattr(m, "_update_causal_mask") for m in model.modules())
+    return TRANSFORMERS >= (5,) or own or _library_makes_masks(model)
+
+
+def _library_makes_masks(model: Any) -> bool:
+    """Whether the module of the family uses transformers' own functions for masks, which came with 4.53."""
+    return hasattr(importlib.import_module(type(model).__module__), "create_causal_mask")
 
 
 def use_no_cache(model: Any) -> None:
@@ -252,6 +334,8 @@ def decoder_cache(cache: Any) -> Any:
 
 def cache_tensors(cache: Any) -> list[list[torch.Tensor]]:
     """For each layer of `cache`, its keys and values; an empty list for a layer that holds none."""
+    if isinstance(cache, tuple):  # what a forward returns before 4.48: keys and values first
+        return [list(layer[:2]) for layer in cache]
     layers = getattr(cache, "layers", None)
     if layers is None:  # before 4.54
         return [[k, v] for k, v in zip(cache.key_cache, cache.value_cache, strict=True)]
@@ -339,8 +423,17 @@ def dequantized_by_library(module: Any) -> torch.Tensor:
 
 def passed_config_inherits() -> bool:
     """Whether a GenerationConfig that is passed to `generate` takes what it leaves open from the model's own: since
-    transformers 5, where what is open is None."""
-    return TRANSFORMERS >= (5,)
+    transformers 4.50."""
+    return TRANSFORMERS >= (4, 50)
+
+
+def stated_settings(config: Any) -> Any:
+    """What a GenerationConfig says itself, as attributes: since transformers 5 what it leaves open is None, and before
+    that the library's default, which then counts as open."""
+    if TRANSFORMERS >= (5,):
+        return config
+    unsaid = vars(transformers.GenerationConfig())
+    return types.SimpleNamespace(**{k: v for k, v in vars(config).items() if k not in unsaid or v != unsaid[k]})
 
 
 def pipeline_tasks() -> list[str]:

@@ -168,7 +168,10 @@ class Trials:
         if config is not None:
             arguments["generation_config"] = copy.deepcopy(config)
         own = self.own_config if own is None else own
-        places = (own,) if config is None else (config, own) if stack_api.passed_config_inherits() else (config,)
+        places: tuple[Any, ...] = (own,)
+        if config is not None:
+            inherits = stack_api.passed_config_inherits()
+            places = (stack_api.stated_settings(config), own) if inherits else (config,)
         holds = resolved({**given, "added": added}, *places)
         if added is not None:
             arguments["logits_processor"] = transformers.LogitsProcessorList([Adder(added)])

@@ -102,6 +102,9 @@ def run(group: Group, attention: dict[str, Any]) -> Report:
         "inv_freq": group.reference.inv_freq_dtype,
     }
     if own and not group.spec.quantization["library"] and group.reference.dtype == torch.float64:
+        if not stack_api.answers_as_stored():
+            report.facts["answer_note"] = "not compared: stored answers were made with transformers 5"
+            return report
         report.facts["answer"] = answer(group)
     return report
 

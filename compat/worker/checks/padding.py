@@ -95,6 +95,12 @@ def _more_paths(
         yield "left, no position ids", group.yardstick(rows).compare(_valid(loaded, Padded(without, batch.valid)))
     if rows.decoder:
         yield "decoder", _padded_decoders(group, loaded, rows, sides[0])
+    if "mask-4d" in features and not stack_api.takes_own_mask(loaded.model):
+        report.facts["own_mask"] = "not asked: the family takes no mask of four dimensions in this version"
+        features.discard("mask-4d")
+    if "packed" in features and not stack_api.takes_packed_rows(loaded.model):
+        report.facts["packed"] = "not asked: position ids that restart mean nothing in this version"
+        features.discard("packed")
     yield from _packed(group, loaded, rows, features)
     if group.spec.at_least("deep"):
         worst, smallest = _searched(group, loaded, rows, sides)
