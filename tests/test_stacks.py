@@ -334,7 +334,7 @@ def test_a_run_asks_for_a_stack_that_exists_and_is_created(tmp_path: Path, capsy
 
 
 def test_the_suites_refuse_an_unknown_stack(pytester: pytest.Pytester) -> None:
-    result = pytester.runpytest_inprocess("--pyargs", "compat.suites", "--compat-stack=onnxruntim", "--co", "-q")
+    result = pytester.runpytest_subprocess("--pyargs", "compat.suites", "--compat-stack=onnxruntim", "--co", "-q")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["*unknown stack 'onnxruntim'*nearest valid: 'onnxruntime'*"])
 
