@@ -1,22 +1,21 @@
 """A speed check whose baseline is the same cell in another environment: two workers take turns on one device.
 
 In: two workers, and the request of a speed check for each. Out: an answer as a worker gives it, its points compared
-by the rule of compat.worker.timing: rounds A B B A until the interval is tight or the budget is spent. So "the new
+by the rule of compat.rounds: rounds A B B A until the interval is tight or the budget is spent. So "the new
 stack is 4% slower" is a paired measurement, not two runs an hour apart.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from compat.execute.worker_process import WorkerProcess
-from compat.stats import order_interval, paired_ratios, relative_width
+from compat.rounds import alternate, short
 
-LEAST_ROUNDS = 3
 MOST_ROUNDS = 200
-TIGHT = 0.01
 BUDGET_SECONDS = 1.0
 POINTS: tuple[tuple[int, int, float], ...] = ((2, 128, 0.0),)
 """Where the matrix asks for nothing else."""
@@ -97,27 +96,26 @@ class _Both:
         raise _Ended({"status": "no_yardstick", "reason": f"the other stack: {answer['status']}: {said}"[:300]})
 
 
+def _core() -> int | None:
+    """The core on which both sides are timed where one thread computes: two cores of one machine are not equally fast,
+    nor equally busy. (32 comparisons of a stack with itself on two cores: 5 stated a difference, 0 on one core.)"""
+    return max(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+
+
 def _compared(both: _Both, phase: str, point: Sequence[float], budget: float) -> Answer:
     """One phase of one point, as the speed check reports it."""
     began = time.perf_counter()
     window, opened = 0, []
     for side in (0, 1):
-        opened.append(both.ask(side, "open", phase=phase, point=list(point), budget_seconds=budget, window=window))
+        asked = {"phase": phase, "point": list(point), "budget_seconds": budget, "window": window, "core": _core()}
+        opened.append(both.ask(side, "open", **asked))
         window = opened[0]["window"]
     calls = max(o["calls"] for o in opened)
-    seconds: tuple[list[float], list[float]] = ([], [])
-    stopped, started = "rounds", time.perf_counter()
-    for done in range(1, MOST_ROUNDS + 1):
-        for side in (0, 1, 1, 0):
-            seconds[side].append(both.ask(side, "sample", calls=calls)["seconds"])
-        if done < LEAST_ROUNDS:
-            continue
-        if relative_width(*order_interval(paired_ratios(*seconds))) <= TIGHT:
-            stopped = "tight"
-            break
-        if time.perf_counter() - started >= budget:
-            stopped = "budget"
-            break
+
+    def sample(side: int) -> float:
+        return float(both.ask(side, "sample", calls=calls)["seconds"])
+
+    seconds, stopped = alternate(sample, 2, budget, MOST_ROUNDS)
     closed = [both.ask(side, "close") for side in (0, 1)]
     timed = sum(map(sum, seconds)) * calls + sum(sum(o["warm"]) for o in opened)
     lost = [c["contention"] for c in closed if c["contention"] is not None]
@@ -126,11 +124,11 @@ def _compared(both: _Both, phase: str, point: Sequence[float], budget: float) ->
         "batch": int(point[0]),
         "length": int(point[1]),
         "padding": float(point[2]),
-        "seconds": [float(f"{s:.5g}") for s in seconds[0]],
-        "baseline_seconds": [float(f"{s:.5g}") for s in seconds[1]],
+        "seconds": [short(s) for s in seconds[0]],
+        "baseline_seconds": [short(s) for s in seconds[1]],
         "tokens": opened[0]["tokens"],
         "unit": opened[0]["unit"],
-        "first_seconds": float(f"{opened[0]['warm'][0]:.5g}"),
+        "first_seconds": short(opened[0]["warm"][0]),
         "calls": calls,
         "stopped": stopped,
         "warm_calls": sum(len(o["warm"]) for o in opened),

@@ -208,8 +208,9 @@ class _Session:
 
     def _after(self, error: BaseException) -> None:
         """Out of memory: let go of everything, so that the next check starts clean."""
-        text = str(error).lower()
-        if isinstance(error, MemoryError) or "out of memory" in text or "allocate memory" in text:
+        from compat.worker.calls import out_of_memory
+
+        if out_of_memory(error):
             self._drop()
 
     def _drop(self) -> None:

@@ -26,6 +26,12 @@ class Unavailable(Exception):
     """Something that the cell needs is not on this machine; the message says what, and how to get it."""
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether `error` says that host or device had no memory left."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in text or "allocate memory" in text
+
+
 class ModelClock:
     """Seconds spent in the stack under test since `reset`; nested calls count once."""
 

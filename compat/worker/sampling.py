@@ -5,6 +5,7 @@ In: requests of the parent (compat.execute.paired), which alternates two workers
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -26,13 +27,15 @@ class Sampler:
     def __init__(self) -> None:
         self._side: Side | None = None
         self._clock = Clock(torch.device("cpu"))
+        self._cores: set[int] = set()
 
     def open(self, group: Group, attention: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
         """Load, prepare and warm up one phase of one point. Raises StackError, Unavailable.
 
         A point that the model cannot be asked for is answered with why, as `left_out`.
 
-        `request`: `phase`, `point` [batch, length, padding], `budget_seconds`, `window` (0: choose one).
+        `request`: `phase`, `point` [batch, length, padding], `budget_seconds`, `window` (0: choose one),
+        `core` (on which to compute until `close`, where one thread does on a CPU; null: on any).
         """
         loaded = group.loaded(attention)
         size, length, padding = request["point"]
@@ -40,6 +43,7 @@ class Sampler:
         why = speed.does_not_apply(loaded.model, point)
         if why:
             return {"left_out": why}
+        self._stay_on(request["core"], group.device)
         window, least = int(request["window"]), 1
         with under_test("forward"):
             if request["phase"] == "decode":
@@ -56,16 +60,27 @@ class Sampler:
         return {"warm": warm, "window": window, "calls": calls, "tokens": tokens, "unit": unit, "steps": steps}
 
     def sample(self, calls: int) -> dict[str, Any]:
-        """Seconds of one of `calls` calls of what is open. Raises StackError."""
+        """Seconds of one of `calls` calls of what is open, after one that is not counted: while the other process had
+        its turn, this one's part of the caches went. Raises StackError."""
         assert self._side is not None
         with steady():
+            Clock(self._clock.device).sample(self._side)
             return {"seconds": self._clock.sample(self._side, calls)}
 
     def close(self) -> dict[str, Any]:
         """Let go of it; what the samples met."""
         clock, self._side = self._clock, None
-        alone = clock.device.type == "cpu" and torch.get_num_threads() == 1 and clock.timed
-        return {
-            "contention": round(max(0.0, 1 - clock.ran / clock.timed), 4) if alone else None,
-            "rate": round(canary(clock.device, torch.get_num_threads())(), 4),
-        }
+        rate = round(canary(clock.device, torch.get_num_threads())(), 4)
+        if self._cores:
+            os.sched_setaffinity(0, self._cores)
+            self._cores = set()
+        return {"contention": clock.contention, "rate": rate}
+
+    def _stay_on(self, core: int | None, device: torch.device) -> None:
+        alone = device.type == "cpu" and torch.get_num_threads() == 1
+        if core is None or not alone or self._cores or not hasattr(os, "sched_setaffinity"):
+            return
+        cores = os.sched_getaffinity(0)
+        if core in cores:
+            os.sched_setaffinity(0, {core})
+            self._cores = cores

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from compat import device as accelerator
+from compat.rounds import short
 from compat.worker import pipeline_calls, stack_api
 from compat.worker.allocations import Allocations
 from compat.worker.arithmetic import Arithmetic
@@ -25,7 +26,7 @@ from compat.worker.dispatch import forced_sdpa_kernel, synchronize
 from compat.worker.group import Group, Loaded
 from compat.worker.load import weights_bytes
 from compat.worker.report import Report
-from compat.worker.stepping import Batch, Point
+from compat.worker.stepping import Batch, Point, cacheless, last_logits
 from compat.worker.timing import Side, compare
 
 PART = 0.3
@@ -70,7 +71,7 @@ def peak_bytes(group: Group, loaded: Loaded, arguments: dict[str, Any]) -> int:
 def prefill(report: Report, group: Group, loaded: Loaded, point: Point, inputs: Batch, entry: dict[str, Any]) -> None:
     """The share of the ceilings that a prefill attains; attention alone; the time to a first token; energy."""
     causal = group.task in stack_api.CAUSAL_TASKS
-    extra = {"use_cache": False} if stack_api.accepts(loaded.model, "use_cache") else {}
+    extra = cacheless(loaded.model)
     alone = None
     if loaded.attention["implementation"] != "flex_attention":
         loaded.activate()
@@ -87,9 +88,7 @@ def prefill(report: Report, group: Group, loaded: Loaded, point: Point, inputs: 
             layers = int(loaded.model.config.get_text_config().num_hidden_layers)
             own = layers * alone.flops if alone is not None else 0
             entry["flops"] = 2 * known * inputs.tokens + own
-        first = {**inputs.arguments, "use_cache": True}
-        if stack_api.accepts(loaded.model, "logits_to_keep"):
-            first["logits_to_keep"] = 1
+        first = {**inputs.arguments, "use_cache": True, **last_logits(loaded.model)}
         entry["first_token_seconds"] = _alone(group, loaded, functools.partial(loaded.model, **first))
     energy = _energy(group, loaded, functools.partial(loaded.model, **inputs.arguments, **extra))
     if energy is not None:
@@ -132,7 +131,7 @@ def _side(loaded: Loaded, call: Callable[[], Any]) -> Side:
 def _alone(group: Group, loaded: Loaded, call: Callable[[], Any]) -> list[float]:
     """Seconds of samples of one call."""
     budget = PART * float(group.spec.speed.get("budget_seconds") or 1.0)
-    return [float(f"{s:.5g}") for s in compare([_side(loaded, call)], group.device, budget).seconds[0]]
+    return [short(s) for s in compare([_side(loaded, call)], group.device, budget).seconds[0]]
 
 
 def _energy(group: Group, loaded: Loaded, call: Callable[[], Any]) -> float | None:
@@ -175,8 +174,8 @@ def _pipeline(report: Report, group: Group, loaded: Loaded) -> None:
     with under_test("pipeline"):
         timing = compare([_side(loaded, through), _side(loaded, directly)], group.device, budget)
     report.facts["pipeline"] = {
-        "seconds": [float(f"{s:.5g}") for s in timing.seconds[0]],
-        "generate_seconds": [float(f"{s:.5g}") for s in timing.seconds[1]],
+        "seconds": [short(s) for s in timing.seconds[0]],
+        "generate_seconds": [short(s) for s in timing.seconds[1]],
         "prompt_tokens": len(ids),
         "new_tokens": NEW_TOKENS,
     }

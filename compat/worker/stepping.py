@@ -97,7 +97,7 @@ class Steps:
             return
         if self.cache is None or not self._cropped():
             self.cache = None
-            output = self.loaded.model(**self.prompt, use_cache=True, **_last_logits(self.loaded.model))
+            output = self.loaded.model(**self.prompt, use_cache=True, **last_logits(self.loaded.model))
             self.cache = getattr(output, self.name)
         self.done = 0
 
@@ -121,6 +121,11 @@ class Steps:
             self.done += 1
 
 
-def _last_logits(model: Any) -> dict[str, int]:
+def cacheless(model: Any) -> dict[str, bool]:
+    """What a plain forward is asked, so that it fills no cache, where the class can be asked."""
+    return {"use_cache": False} if stack_api.accepts(model, "use_cache") else {}
+
+
+def last_logits(model: Any) -> dict[str, int]:
     """What `generate` asks of a prefill: logits of the last position only, where the class can."""
     return {"logits_to_keep": 1} if stack_api.accepts(model, "logits_to_keep") else {}

@@ -13,21 +13,15 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from compat.stats import order_interval, paired_ratios, relative_width
+from compat.rounds import ORDER, alternate
 from compat.worker.ceilings import Canary
 
-LEAST_ROUNDS = 3
-"""Rounds of four calls: two pairs each, and six pairs have an interval (compat.stats.LEAST_PAIRS)."""
-
 MOST_ROUNDS = 400
-TIGHT = 0.01
-"""Relative width of the interval at which more samples are not worth their time."""
-
 LEAST_SAMPLE_SECONDS = 5e-4
 """A sample is as many calls as take this long: the clock and the engine's own steps cost microseconds."""
 
@@ -72,7 +66,7 @@ class Timing:
     contention: float | None = None
     """On a CPU, with one thread: the share of the timed seconds in which it did not run although it had work. (Among
     several threads some wait for others.)"""
-    rates: tuple[float, ...] = field(default=())
+    rates: tuple[float, ...] = ()
     """Of a fixed piece of work before and after, against the best that this process has seen."""
 
     @property
@@ -109,6 +103,13 @@ class Clock:
         self.timed += seconds
         return seconds / calls
 
+    @property
+    def contention(self) -> float | None:
+        """The share of the timed seconds in which this thread did not run: on a CPU, with one thread."""
+        if self.device.type != "cpu" or torch.get_num_threads() != 1 or not self.timed:
+            return None
+        return round(max(0.0, 1 - self.ran / self.timed), 4)
+
     def _on_device(self, side: Side, calls: int) -> float:
         torch.cuda.synchronize(self.device)
         started = time.perf_counter()
@@ -127,7 +128,6 @@ def compare(
     sides: Sequence[Side],
     device: torch.device,
     budget_seconds: float,
-    tight: float = TIGHT,
     canary: Canary | None = None,
     least_warm: int = 1,
 ) -> Timing:
@@ -140,24 +140,11 @@ def compare(
     settled = min(statistics.median(w[-3:]) for w in warm)
     calls = max(1, int(LEAST_SAMPLE_SECONDS / max(settled, 1e-9)))
     clock = Clock(device)
-    seconds: tuple[list[float], ...] = tuple([] for _ in sides)
-    stopped = "rounds"
-    order = (0, 1, 1, 0) if len(sides) == 2 else (0, 0)
-    started = time.perf_counter()
     with steady():
-        for done in range(1, MOST_ROUNDS + 1):
-            for i in order:
-                seconds[i].append(clock.sample(sides[i], calls))
-            if done >= LEAST_ROUNDS:
-                if _tight(seconds, tight):
-                    stopped = "tight"
-                    break
-                if time.perf_counter() - started >= budget_seconds:
-                    stopped = "budget"
-                    break
+        seconds, stopped = alternate(lambda i: clock.sample(sides[i], calls), len(sides), budget_seconds, MOST_ROUNDS)
     if canary:
         rates.append(canary())
-    own_host = [h for h, i in zip(clock.host, order * MOST_ROUNDS, strict=False) if i == 0]
+    own_host = [h for h, i in zip(clock.host, ORDER[len(sides)] * MOST_ROUNDS, strict=False) if i == 0]
     return Timing(
         seconds=seconds,
         first_seconds=tuple(w[0] for w in warm),
@@ -169,18 +156,9 @@ def compare(
         refill_seconds=clock.refilled + sum(c.refilled for c in clocks),
         wall_seconds=time.perf_counter() - began,
         host_share=round(statistics.median(own_host), 3) if own_host else None,
-        contention=round(max(0.0, 1 - clock.ran / clock.timed), 4) if _alone(device) else None,
+        contention=clock.contention,
         rates=tuple(round(r, 4) for r in rates),
     )
-
-
-def _alone(device: torch.device) -> bool:
-    return device.type == "cpu" and torch.get_num_threads() == 1
-
-
-def _tight(seconds: Sequence[list[float]], tight: float) -> bool:
-    values = paired_ratios(seconds[0], seconds[1]) if len(seconds) == 2 else seconds[0]
-    return relative_width(*order_interval(values)) <= tight
 
 
 def warm_up(side: Side, clock: Clock, budget_seconds: float, least: int = 1) -> list[float]:

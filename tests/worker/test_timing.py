@@ -9,10 +9,11 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from compat.rounds import LEAST_ROUNDS
 from compat.stats import median_interval, paired_ratios, stated
 from compat.worker.ceilings import Canary, ceilings
 from compat.worker.stepping import Point
-from compat.worker.timing import LEAST_ROUNDS, Clock, Side, compare, warm_up
+from compat.worker.timing import Clock, Side, compare, warm_up
 
 CPU = torch.device("cpu")
 

@@ -18,15 +18,16 @@ from typing import Any
 
 import torch
 
-from compat.worker import speed_extras, stack_api
-from compat.worker.calls import StackError, under_test
+from compat.rounds import short
+from compat.worker import speed_extras
+from compat.worker.calls import StackError, out_of_memory, under_test
 from compat.worker.ceilings import Canary, canary
 from compat.worker.dispatch import forced_sdpa_kernel, synchronize
 from compat.worker.group import Group, GroupSpec, Loaded, Masters
 from compat.worker.inputs import unpadded
 from compat.worker.report import Report
-from compat.worker.stepping import WINDOW, Batch, Point, Steps, batch
-from compat.worker.timing import TIGHT, WARM_SHARE, Clock, Side, Timing, compare
+from compat.worker.stepping import WINDOW, Batch, Point, Steps, batch, cacheless
+from compat.worker.timing import WARM_SHARE, Clock, Side, Timing, compare
 
 POINTS: tuple[Point, ...] = (Point(2, 128),)
 """Where nothing else is asked for."""
@@ -135,7 +136,7 @@ def unit(group: Group) -> str:
 def prefill_side(group: Group, loaded: Loaded, point: Point) -> Side:
     """A forward of the whole batch, without a cache."""
     inputs = batch(group, loaded.model, point, SEED)
-    return _side(loaded, functools.partial(loaded.model, **inputs.arguments, **_cacheless(loaded)))
+    return _side(loaded, functools.partial(loaded.model, **inputs.arguments, **cacheless(loaded.model)))
 
 
 def decode_side(group: Group, loaded: Loaded, point: Point, window: int) -> Side:
@@ -150,10 +151,6 @@ def decode_window(group: Group, loaded: Loaded, point: Point) -> int:
     one = min(clock.sample(trial) for _ in range(3)) / DECODE_STEPS
     least, most = WINDOW
     return max(least, min(most, int(WARM_SHARE * _budget(group) / one) // DECODE_STEPS * DECODE_STEPS))
-
-
-def _cacheless(side: Loaded) -> dict[str, bool]:
-    return {"use_cache": False} if stack_api.accepts(side.model, "use_cache") else {}
 
 
 def _side(loaded: Loaded, call: Callable[[], Any], refill: Callable[[], None] = lambda: None) -> Side:
@@ -179,9 +176,9 @@ def _measure(
     for able in (sides, sides[:1])[: len(sides)]:
         try:
             ready = [prepared(side) for side in able]
-            timing = compare(ready, group.device, _budget(group), TIGHT, _canary(group), least_warm())
+            timing = compare(ready, group.device, _budget(group), canary=_canary(group), least_warm=least_warm())
         except StackError as error:
-            if not _out_of_memory(error.original):
+            if not out_of_memory(error.original):
                 raise
             _release(group)
             side = "baseline or candidate" if len(able) == 2 else "candidate"
@@ -204,14 +201,14 @@ def _budget(group: Group) -> float:
 
 def _entry(timing: Timing, point: Point, phase: str) -> dict[str, Any]:
     """What is kept of a comparison: raw seconds, and how they came about."""
-    named = dict(zip(("seconds", "baseline_seconds"), ([_short(s) for s in x] for x in timing.seconds), strict=False))
+    named = dict(zip(("seconds", "baseline_seconds"), ([short(s) for s in x] for x in timing.seconds), strict=False))
     return {
         "phase": phase,
         "batch": point.batch,
         "length": point.length,
         "padding": point.padding,
         **named,
-        "first_seconds": _short(timing.first_seconds[0]),
+        "first_seconds": short(timing.first_seconds[0]),
         "calls": timing.calls,
         "stopped": timing.stopped,
         "warm_calls": timing.warm_calls,
@@ -220,15 +217,6 @@ def _entry(timing: Timing, point: Point, phase: str) -> dict[str, Any]:
         "contention": timing.contention,
         "rates": list(timing.rates),
     }
-
-
-def _short(seconds: float) -> float:
-    return float(f"{seconds:.5g}")
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    text = str(error).lower()
-    return isinstance(error, MemoryError) or "out of memory" in text or "allocate memory" in text
 
 
 def _release(group: Group) -> None:
@@ -244,7 +232,7 @@ def _peak(group: Group, sides: list[Loaded], inputs: Batch, entry: dict[str, Any
     for name, side in zip(("peak_bytes", "baseline_peak_bytes"), sides, strict=False):
         if name == "baseline_peak_bytes" and "baseline_seconds" not in entry:
             return
-        entry[name] = speed_extras.peak_bytes(group, side, inputs.arguments | _cacheless(side))
+        entry[name] = speed_extras.peak_bytes(group, side, inputs.arguments | cacheless(side.model))
 
 
 def _new_lengths(report: Report, group: Group, candidate: Loaded) -> None:
