@@ -91,6 +91,8 @@ class Clock:
             side.before()
             started = time.perf_counter()
             side.refill()
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
             self.refilled += time.perf_counter() - started
             if self.device.type == "cuda":
                 seconds = self._on_device(side, calls)
