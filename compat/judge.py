@@ -344,6 +344,7 @@ def _by_rules(check: Check, context: Context) -> list[Verdict]:
     """One verdict for each measurement (each point of a grid) that a rule speaks of; the first row that holds
     decides."""
     verdicts: list[Verdict] = []
+    guarded: list[tuple[str, str, Verdict]] = []
     decided: set[str] = set()
     for rule in criteria().rules:
         if rule.check != check.name or rule.measurement in decided or not rule.holds(context):
@@ -352,8 +353,21 @@ def _by_rules(check: Check, context: Context) -> list[Verdict]:
         found = check.measured(rule.measurement)
         if rule.required and not found:
             verdicts.append(_missing(rule))
-        verdicts += [_of_measurement(rule, check, measured, context) for measured in found]
-    return verdicts
+        for measured in found:
+            verdict = _of_measurement(rule, check, measured, context)
+            if rule.guard and measured.at:
+                guarded.append((rule.measurement.partition("_")[0], point_name(measured.at), verdict))
+            else:
+                verdicts.append(verdict)
+    return verdicts + _guards_of_points(guarded)
+
+
+def _guards_of_points(guarded: Sequence[tuple[str, str, Verdict]]) -> list[Verdict]:
+    """What guards say of a grid, from (phase, point, verdict): a phase is inconclusive when no point of it is left of
+    which something can be said. (Reports mark each point that a guard speaks against.)"""
+    doubted = {(phase, point) for phase, point, v in guarded if v.outcome == Outcome.INCONCLUSIVE}
+    certain = {phase for phase, point, _ in guarded if (phase, point) not in doubted}
+    return [v if phase not in certain else Verdict(Outcome.PASS, "", "") for phase, _, v in guarded]
 
 
 def _missing(rule: Rule) -> Verdict:

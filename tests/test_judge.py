@@ -468,3 +468,29 @@ def test_an_interval_as_wide_as_the_ratio_states_nothing() -> None:
 
 def test_nothing_timed_is_inconclusive() -> None:
     assert _speed({"points": [], "left_out": {"4x4096@0": "does not fit"}}).outcome == Outcome.INCONCLUSIVE
+
+
+@given(
+    st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=5),
+    st.lists(st.booleans(), min_size=1, max_size=5),
+)
+def test_a_phase_of_a_grid_is_inconclusive_when_no_point_of_it_is_left(
+    prefill: list[tuple[bool, bool]], decode: list[bool]
+) -> None:
+    def at(i: int) -> dict[str, float]:
+        return {"batch": 1, "length": 128.0 * (i + 1), "padding": 0}
+
+    measured = [Measurement(name="prefill_rate", unit="tokens/s", better="higher", value=100.0, at=at(0))]
+    for i, (wide, shared) in enumerate(prefill):
+        measured.append(Measurement(name="prefill_interval", unit="ratio", value=0.9 if wide else 0.01, at=at(i)))
+        measured.append(Measurement(name="prefill_contention", unit="ratio", value=0.5 if shared else 0.0, at=at(i)))
+    for i, wide in enumerate(decode):
+        measured.append(Measurement(name="decode_interval", unit="ratio", value=0.9 if wide else 0.01, at=at(i)))
+    check = rejudge(
+        Check(name="speed", outcome=Outcome.INCONCLUSIVE, measurements=tuple(measured)),
+        judging.context_of(
+            {"model": MODELS[0].name, "dtype": "fp32", "attention": "sdpa", "quantization": "none"}, "cpu", MODELS[0]
+        ),
+    )
+    lost = all(wide or shared for wide, shared in prefill) or all(decode)
+    assert check.outcome is (Outcome.INCONCLUSIVE if lost else Outcome.PASS), check.reason
