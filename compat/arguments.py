@@ -47,6 +47,24 @@ def outcomes(text: str) -> tuple[str, ...]:
     return _listed(text, FAIL_ON, "outcome")
 
 
+def gates(text: str) -> tuple[str, ...]:
+    """What of a diff may count, with commas."""
+    from compat.gate import GATES
+
+    return _listed(text, tuple(GATES), "gate")
+
+
+def effect(text: str) -> float:
+    """A relative difference in percent: `5`, `2.5%`."""
+    try:
+        value = float(text.removesuffix("%"))
+    except ValueError:
+        value = -1.0
+    if not 0 < value < 100:
+        raise ArgumentTypeError(f"{text!r} is not a percentage above 0 and below 100")
+    return value / 100
+
+
 def _listed(text: str, known: tuple[str, ...], kind: str) -> tuple[str, ...]:
     from compat.axes import nearest
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from compat import __version__, arguments, commands, stack_commands
+from compat import __version__, arguments, commands, diff_commands, stack_commands
 from compat.exit_codes import INTERNAL, INTERRUPTED, NOTHING, OK, USAGE
 
 SPEED_HELP = """\
@@ -39,6 +39,10 @@ a baseline is `eager` (the default), an attention backend, or a cell's id in whi
   compat speed default --baseline '*/bf16/sdpa/none'               every cell of a model against one
 """
 """The second half of `compat speed --help`."""
+
+
+DEFAULT_GATES = ("regressed",)
+"""What fails `compat diff` where nothing is named."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -113,6 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _stack(add.add_parser("stack", help="make, list and check environments of other package versions"))
     _stored(add)
+    _diff(add)
     return parser
 
 
@@ -244,6 +249,32 @@ def _stored(add: Any) -> None:
         "--rejudge", action="store_true", help="judge the stored measurements by today's criteria first"
     )
     report.set_defaults(run=commands.report)
+
+
+def _diff(add: Any) -> None:
+    """Commands that compare stored runs."""
+    diff = add.add_parser(
+        "diff",
+        help="what regressed, was fixed, appeared or went from one stored run to another",
+        epilog="exit codes: 0 clean, 1 what --fail-on names was found, 3 harness failure, 4 usage, "
+        "5 nothing comparable",
+    )
+    for name in ("base", "head"):
+        diff.add_argument(
+            name, metavar=name.upper(), help="a run's folder or file, or its name in compat-runs/ or reports/"
+        )
+    diff.add_argument("--format", choices=("terminal", "markdown", "json"), default="terminal")
+    diff.add_argument("--out", type=Path, metavar="FILE", help="write to FILE instead of the screen")
+    diff.add_argument(
+        "--fail-on", type=arguments.gates, default=DEFAULT_GATES, metavar="LIST",
+        help="exit 1 for any of: regressed,coverage,slower,new-failures,changed,flaky,spurious (default: regressed)",
+    )  # fmt: skip
+    diff.add_argument(
+        "--least-effect", type=arguments.effect, default=0.05, metavar="PERCENT",
+        help="smallest difference of a speed to state (default: 5)",
+    )  # fmt: skip
+    diff.add_argument("--rejudge", action="store_true", help="judge both runs by today's criteria first")
+    diff.set_defaults(run=diff_commands.diff)
 
 
 def _selection(parser: argparse.ArgumentParser, default: str = "") -> None:

@@ -244,6 +244,30 @@ def read_run(where: Path) -> Run:
         raise StoreError(f"{path}: {error.strerror}") from error
 
 
+RUN_FOLDERS = ("compat-runs", "reports")
+"""Folders below the working directory whose runs can be named by the name of their folder."""
+
+
+def find_run(named: str, below: Path = Path()) -> Path:
+    """The run that a user names: a path, or the name of a folder in one of RUN_FOLDERS. Raises StoreError with the
+    nearest name."""
+    from compat.axes import nearest
+
+    path = below / named
+    if path.exists():
+        return path
+    places = [below / folder / named for folder in RUN_FOLDERS] if Path(named).name == named else []
+    for place in places:
+        if place.is_dir():
+            return place
+    known = [p.name for folder in RUN_FOLDERS if (below / folder).is_dir() for p in sorted((below / folder).iterdir())]
+    hint = nearest(named, known)
+    raise StoreError(
+        f"{named}: no such file or folder, nor a run in {' or '.join(f'{f}/' for f in RUN_FOLDERS)}"
+        + (f"; nearest: {hint!r}" if hint else "")
+    )
+
+
 def _uncompressed(data: bytes) -> bytes:
     if data.startswith(b"\x1f\x8b"):
         return gzip.decompress(data)

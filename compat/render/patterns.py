@@ -7,14 +7,23 @@ exactly the cells it stands for: `*` means every value that the run has there, n
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
-from compat.records import Cell
 from compat.render.grids import AXES, in_order
 from compat.render.inert import label
 
 Box = tuple[frozenset[str], ...]
+
+
+class Placed(Protocol):
+    """Anything with a place on every axis: a cell, or what became of one."""
+
+    @property
+    def axes(self) -> Mapping[str, str]:
+        """Axis -> value."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -38,7 +47,7 @@ class Patterns:
         return f"{listed} and {self.rest}" if self.rest else listed
 
 
-def patterns(cells: Sequence[Cell], universe: Sequence[Cell], limit: int = 4) -> Patterns:
+def patterns(cells: Sequence[Placed], universe: Sequence[Placed], limit: int = 4) -> Patterns:
     """At most `limit` patterns for `cells` among `universe`, those that stand for most cells first."""
     axes = (*AXES, *sorted({name for c in universe for name in c.axes} - set(AXES)))
     points = list(dict.fromkeys(tuple(c.axes.get(a, "") for a in axes) for c in cells))
