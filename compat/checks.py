@@ -62,7 +62,7 @@ CHECKS = Registry(
             "generation",
             "does generate follow the model, and the pipeline follow generate?",
             # a forced SDPA kernel walks the code of `sdpa`; its kernel is what the other checks look at
-            only={"attention": ("eager", "sdpa", "flash_*", "flex_*")},
+            only={"attention": ("eager", "sdpa", "flash_*", "flex_*", "bettertransformer")},
         ),
         CheckKind(
             "quality", "are the weights quantized as asked, and at what loss?", only={"quantization": ("bnb-*",)}

@@ -295,6 +295,7 @@ def _attention(name: str) -> dict[str, Any]:
         "name": entry.name,
         "implementation": entry.implementation,
         "sdpa_kernel": entry.sdpa_kernel,
+        "convert": entry.convert,
         "operators": [part for part, kind in KERNEL_KINDS if kind in entry.kinds | entry.slower_kinds],
     }
 

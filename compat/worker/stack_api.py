@@ -327,6 +327,42 @@ def offloaded_cache(config: Any) -> Any:
     return transformers.OffloadedCache()  # before 4.56
 
 
+def takes_caches(model: Any) -> bool:
+    """Whether `model` takes an object for its cache: every family since transformers 4.54; before, those that say so.
+    The others take and return tuples of keys and values."""
+    return TRANSFORMERS >= (4, 54) or bool(getattr(model, "_supports_cache_class", True))
+
+
+def first_cache(model: Any) -> Any:
+    """What to give for the cache in a first forward so that a cache object comes back: nothing since transformers 4.48;
+    before, an empty one where the family takes it, since it answers a forward without one with tuples."""
+    if TRANSFORMERS >= (4, 48) or not takes_caches(model) or cache_argument(model) != "past_key_values":
+        return None
+    return dynamic_cache(model.config, plain=True)
+
+
+def reorder_cache(model: Any, cache: Any, order: torch.Tensor) -> Any:
+    """`cache` with its rows taken in `order`, as beam search does it. Raises what the library raises."""
+    if isinstance(cache, tuple):
+        return model._reorder_cache(cache, order)
+    cache.reorder_cache(order)
+    return cache
+
+
+def emptied_cache(model: Any, cache: Any) -> Any:
+    """`cache` without what it holds; a new one where a dynamic cache cannot be emptied (before transformers 4.48)."""
+    if TRANSFORMERS < (4, 48) and not hasattr(cache, "reset"):
+        return dynamic_cache(model.config, plain=True)
+    cache.reset()
+    return cache
+
+
+def forget_input_gradients(model: Any) -> None:
+    """Undo `enable_input_require_grads`, where it was called: before transformers 5 it cannot be undone otherwise."""
+    if hasattr(model, "disable_input_require_grads") and (TRANSFORMERS >= (5,) or "_require_grads_hook" in vars(model)):
+        model.disable_input_require_grads()
+
+
 def decoder_cache(cache: Any) -> Any:
     """The part of `cache` that holds the decoder's own tokens."""
     return getattr(cache, "self_attention_cache", cache)
@@ -361,6 +397,19 @@ def reads_mask_width(model: Any) -> bool:
     needs a mask over all its slots."""
     alibi = getattr(model.config, "alibi", False) or hasattr(model.base_model, "build_alibi_tensor")
     return bool(alibi)
+
+
+def mended(library: str) -> dict[str, str]:
+    """Mend what keeps a quantization `library` from loading at all on this stack, and say what was mended.
+
+    transformers 4.45 to 4.48 asks on a CPU whether bitsandbytes has a backend for it, and in doing so removes an entry
+    from a frozenset; bitsandbytes has had one since. That question is left out.
+    """
+    if library != "bitsandbytes" or not (4, 45) <= TRANSFORMERS < (4, 49) or torch.cuda.is_available():
+        return {}
+    asks: Any = importlib.import_module("transformers.integrations.bitsandbytes")
+    asks._validate_bnb_multi_backend_availability = lambda raise_exception: True
+    return {"mended": "transformers' question for a CPU backend of bitsandbytes, which raises here, is left out"}
 
 
 def end_tokens(model: Any) -> list[int]:

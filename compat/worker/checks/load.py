@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from compat.worker import asked, reload, stack_api
+from compat.worker import asked, reload, stack_api, way_back
 from compat.worker.dispatch import kernels_seen
 from compat.worker.group import Group, Loaded
 from compat.worker.inputs import unpadded
@@ -45,7 +45,7 @@ def run(group: Group, attention: dict[str, Any]) -> Report:
     report.kernels = kernels
     model = loaded.model
     report.facts = {
-        "attention": stack_api.effective_attention(model),
+        "attention": _effective(loaded),
         "how": loaded.how,
         **loaded.facts,
         "class": type(model).__name__,
@@ -53,6 +53,8 @@ def run(group: Group, attention: dict[str, Any]) -> Report:
         "devices": sorted({str(p.device) for p in model.parameters()}),
         "training": any(module.training for module in model.modules()),
     }
+    if attention.get("convert"):
+        report.measure("converted_modules", len(loaded.facts["converted"]), unit="modules", better="higher")
     if loaded.load_seconds is not None:
         report.measure("load_seconds", loaded.load_seconds, unit="s")
     report.measure("first_forward_seconds", seconds, unit="s")
@@ -65,11 +67,19 @@ def run(group: Group, attention: dict[str, Any]) -> Report:
         report.measure("nonfinite_elements", int((~torch.isfinite(output)).sum()), unit="elements", method="sum")
         report.facts["not_asked"] = NOT_OF_A_SHAPE
         return report
+    if attention.get("convert") and group.spec.at_least("standard"):
+        way_back.measure(group, attention, report)
     if attention["name"] == "eager" and not group.spec.quantization["library"]:
         _origin(group, report)
         if reload.affordable(group):
             _elsewhere(group, loaded, report)
     return report
+
+
+def _effective(loaded: Loaded) -> str:
+    """What computes the attention of `loaded`, as far as the model itself says."""
+    own = stack_api.effective_attention(loaded.model)
+    return str(loaded.attention["convert"]) if loaded.facts.get("converted") else own
 
 
 def _kernels(group: Group, loaded: Loaded) -> tuple[dict[str, int], float, torch.Tensor]:
