@@ -11,11 +11,11 @@ from compat.axes.registry import Registry
 class Attention:
     """One way to compute attention.
 
-    `implementation` is what transformers is asked for; `sdpa_kernel` restricts torch's SDPA to one backend
-    (a member of torch.nn.attention.SDPBackend; after `legacy ` it is asked for by the deprecated
-    torch.backends.cuda.sdp_kernel). `convert` names what the loaded model is converted to before it is used. `kinds`
-    are the kinds of kernel (KERNEL_KINDS) that count as this backend having run; `slower_kinds` are kinds that compute
-    the same but mean that the backend fell back.
+    `implementation` is what transformers is asked for; `sdpa_kernel` restricts torch's SDPA to one backend (a member of
+    torch.nn.attention.SDPBackend; after `legacy ` it is asked for by the deprecated torch.backends.cuda.sdp_kernel).
+    `convert` names what the loaded model is converted to before it is used, `provider` the execution provider of ONNX
+    Runtime that runs it once it is exported. `kinds` are the kinds of kernel (KERNEL_KINDS) that count as this backend
+    having run; `slower_kinds` are kinds that compute the same but mean that the backend fell back.
     """
 
     name: str
@@ -24,6 +24,7 @@ class Attention:
     slower_kinds: frozenset[str] = frozenset()
     sdpa_kernel: str | None = None
     convert: str | None = None
+    provider: str | None = None
 
     @property
     def effective(self) -> str:
@@ -42,6 +43,8 @@ KERNEL_KINDS: tuple[tuple[str, str], ...] = (
     ("aten::_scaled_dot_product_attention_math", "sdpa math"),
     ("aten::_softmax", "eager"),
     ("aten::_transformer_encoder_layer_fwd", "encoder layer"),
+    ("CPUExecutionProvider", "onnxruntime cpu"),
+    ("CUDAExecutionProvider", "onnxruntime cuda"),
     ("aten::_native_multi_head_attention", "encoder layer"),
     ("flash_attn_3::", "flash_attn 3"),
     ("flash_attn::", "flash_attn"),
@@ -77,6 +80,14 @@ ATTENTION = Registry(
             FUSED_SDPA | {"encoder layer"},
             frozenset({"sdpa math"}),
             convert="bettertransformer",
+        ),
+        Attention("onnxruntime", "onnxruntime", frozenset({"onnxruntime cpu"}), provider="CPUExecutionProvider"),
+        Attention(
+            "onnxruntime-cuda",
+            "onnxruntime",
+            frozenset({"onnxruntime cuda"}),
+            frozenset({"onnxruntime cpu"}),
+            provider="CUDAExecutionProvider",
         ),
     ),
 )

@@ -11,8 +11,8 @@ from typing import Any
 
 
 def convert(model: Any) -> Any:
-    """`model` converted by optimum, in place: `model.to_bettertransformer()` where transformers has it (4.x). Raises what
-    the libraries raise."""
+    """`model` converted by optimum, in place: by `model.to_bettertransformer()` where transformers has it (4.x). Raises
+    what the libraries raise."""
     if hasattr(model, "to_bettertransformer"):
         return model.to_bettertransformer()
     return importlib.import_module("optimum.bettertransformer").BetterTransformer.transform(model)

@@ -21,7 +21,7 @@ import torch
 import transformers
 
 from compat import device as machine
-from compat.worker import bettertransformer, checkpoints, dequantize, probes, shapes, stack_api
+from compat.worker import bettertransformer, checkpoints, dequantize, onnx_runtime, probes, shapes, stack_api
 from compat.worker.calls import StackError, under_test
 from compat.worker.dispatch import forced_sdpa_kernel, synchronize
 from compat.worker.inputs import Rows, Source, output_of, unpadded
@@ -77,14 +77,14 @@ class Loaded:
     model: Any
     how: str
     """`loaded`, `switched`, `reloaded` (switching was asked for and had no effect) or `converted` (loaded by itself
-    and converted)."""
+    and converted) or `exported` (to a graph of ONNX Runtime's)."""
     facts: dict[str, Any] = field(default_factory=dict)
     load_seconds: float | None = None
 
     @property
     def alone(self) -> bool:
         """Whether it shares its model with no other backend."""
-        return self.how in ("reloaded", "converted")
+        return self.how in ("reloaded", "converted", "exported")
 
     def activate(self) -> None:
         """Make sure that a model shared with other backends computes with this one."""
@@ -184,6 +184,8 @@ class Group:
             probe = self.row["source"] == "probe"
             loader = transformers.PreTrainedTokenizerFast if probe else transformers.AutoTokenizer
             tokenizer = loader.from_pretrained(self.checkpoint.location, **self.checkpoint.arguments)
+            if probe and not stack_api.accepts(self.master, "token_type_ids"):  # which this tokenizer would make
+                tokenizer.model_input_names = ["input_ids", "attention_mask"]
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         return tokenizer
@@ -214,10 +216,12 @@ class Group:
                 self.loaded(EAGER)
         if attention.get("convert"):
             return self._from_checkpoint(attention, "converted", {})
+        if attention.get("provider"):
+            return self._exported(attention)
         base = next((x.model for x in self._loaded.values() if not x.alone), None)
         if base is None:
             return self._from_checkpoint(attention, "loaded", {})
-        others = (x for x in self._loaded.values() if x.how != "converted")
+        others = (x for x in self._loaded.values() if x.how not in ("converted", "exported"))
         twin = next((x for x in others if x.attention["implementation"] == implementation), None)
         if twin is not None:
             return Loaded(self, attention, twin.model, twin.how, dict(twin.facts))
@@ -257,10 +261,23 @@ class Group:
         self._bytes_at_load[id(model)] = weights_bytes(model)
         return Loaded(self, attention, model, how, facts, seconds)
 
+    def graph(self, attention: dict[str, Any]) -> onnx_runtime.Asked:
+        """What is asked of ONNX Runtime for `attention`."""
+        asked = (self.checkpoint, self.task, self.dtype, str(attention["provider"]))
+        return onnx_runtime.Asked(*asked, Path(self.spec.cache), self.master)
+
+    def _exported(self, attention: dict[str, Any]) -> Loaded:
+        started = time.perf_counter()
+        with stack_api.default_dtype_kept():
+            model = onnx_runtime.load(self.graph(attention))
+        return Loaded(self, attention, model, "exported", {"graph": True}, time.perf_counter() - started)
+
     def fresh(self, attention: dict[str, Any]) -> Loaded:
         """Load `attention` once more, for what must not meet a model that others have run; not kept. Raises
         StackError(phase="load")."""
-        return self._from_checkpoint(attention, "reloaded", {})
+        return (
+            self._exported(attention) if attention.get("provider") else self._from_checkpoint(attention, "reloaded", {})
+        )
 
     def reload(self, attention: dict[str, Any], facts: dict[str, Any]) -> Loaded:
         """Load `attention` from the checkpoint although switching said that it took effect; replaces what was

@@ -262,6 +262,14 @@ def accepts(model: Any, argument: str) -> bool:
     return argument in inspect.signature(model.forward).parameters
 
 
+def input_embeddings(model: Any) -> Any:
+    """The embedding of token ids; None where the class has none (images)."""
+    try:
+        return model.get_input_embeddings()
+    except NotImplementedError:
+        return None
+
+
 def takes_embeddings(model: Any) -> bool:
     """Whether `model` can be given embeddings in place of token ids."""
     return accepts(model, "inputs_embeds") and model.get_input_embeddings() is not None
@@ -330,7 +338,14 @@ def offloaded_cache(config: Any) -> Any:
 def takes_caches(model: Any) -> bool:
     """Whether `model` takes an object for its cache: every family since transformers 4.54; before, those that say so.
     The others take and return tuples of keys and values."""
+    if getattr(model, "exported", False):  # graphs take tensors only
+        return False
     return TRANSFORMERS >= (4, 54) or bool(getattr(model, "_supports_cache_class", True))
+
+
+def returns_logits_of_drafts() -> bool:
+    """Whether `generate` gives the logits of an assisted generation a step at a time: since transformers 4.46."""
+    return TRANSFORMERS >= (4, 46)
 
 
 def first_cache(model: Any) -> Any:
@@ -343,7 +358,7 @@ def first_cache(model: Any) -> Any:
 
 def reorder_cache(model: Any, cache: Any, order: torch.Tensor) -> Any:
     """`cache` with its rows taken in `order`, as beam search does it. Raises what the library raises."""
-    if isinstance(cache, tuple):
+    if isinstance(cache, (tuple, list)):
         return model._reorder_cache(cache, order)
     cache.reorder_cache(order)
     return cache
@@ -370,8 +385,8 @@ def decoder_cache(cache: Any) -> Any:
 
 def cache_tensors(cache: Any) -> list[list[torch.Tensor]]:
     """For each layer of `cache`, its keys and values; an empty list for a layer that holds none."""
-    if isinstance(cache, tuple):  # what a forward returns before 4.48: keys and values first
-        return [list(layer[:2]) for layer in cache]
+    if isinstance(cache, (tuple, list)):  # what a forward returns before 4.48: keys and values first, or in one tensor
+        return [[layer] if isinstance(layer, torch.Tensor) else list(layer[:2]) for layer in cache]
     layers = getattr(cache, "layers", None)
     if layers is None:  # before 4.54
         return [[k, v] for k, v in zip(cache.key_cache, cache.value_cache, strict=True)]

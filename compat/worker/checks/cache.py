@@ -117,6 +117,9 @@ def run(group: Group, attention: dict[str, Any]) -> Report:
     if more and not real:
         figures["long"] = _long(group, loaded)
         figures |= _offloaded(group, loaded, draw(group, PROBE), report)
+    if not stack_api.returns_logits_of_drafts():
+        report.facts["continuations"] = "not asked: this version gives the logits of drafts in another form"
+        return _told(report, figures)
     judged = continuations.run(group, loaded, more)
     figures |= judged.figures
     _told(report, figures)
@@ -233,13 +236,17 @@ def _batch(walk: Walk, shape: Shape, report: Report) -> Iterator[None]:
 
 
 def _tuples(group: Group, loaded: Loaded, shape: Shape) -> Agreement:
-    """A batch on the cache that the model itself makes: a prefill, single tokens, slots that change places, a chunk."""
+    """A batch on the cache that the model itself makes: a prefill, single tokens, slots that change places, a chunk.
+
+    In an encoder-decoder slots stay: beams share their encoder's row, whose keys and values many families leave alone.
+    """
     rows = draw(group, shape)
     walk = Walk(loaded, rows, [0, 1, 2], [] if rows.decoder else list(shape.pads))
     for count in (shape.prefill, *[1] * shape.decode):
         walk.step(count)
-    walk.reorder(ORDER)
-    walk.follow(2, 3)
+    if not rows.decoder:
+        walk.reorder(ORDER)
+        walk.follow(2, 3)
     for count in (1, shape.chunk, 1):
         walk.step(count)
     return caches.compare(group, rows, walk.pieces)
