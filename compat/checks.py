@@ -14,6 +14,9 @@ from compat.axes.registry import Registry
 TEXT_TASKS = ("causal-lm", "masked-lm", "seq2seq-lm", "feature-extraction")
 GENERATING_TASKS = ("causal-lm", "seq2seq-lm")
 ALL_TASKS = (*TEXT_TASKS, "image-classification")
+GRAPHS = {"attention": ("onnxruntime*",)}
+"""Cells whose model is an exported graph: no modules, no parameters, no gradients, no operators of torch."""
+
 COMPOSITE_TASKS = ("image-text-to-text", "speech-seq2seq")
 """Models of two parts, one of which reads images or sound; a check that can feed them says so."""
 
@@ -32,6 +35,8 @@ class CheckKind:
     tasks: tuple[str, ...] = ALL_TASKS
     only: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Axis -> values or patterns, for a check that has something to ask of these cells only."""
+    excepted: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Axis -> values or patterns of cells that it has nothing to ask of: a graph has no modules and no gradients."""
     shapes: bool = False
     """Whether it has something to ask of a model of random weights, of which only speed and memory mean anything."""
     exclusive: bool = False
@@ -40,9 +45,11 @@ class CheckKind:
 
     def applies(self, task: str, axes: Mapping[str, str]) -> bool:
         """Whether the check has something to ask of a cell with these axis values."""
-        return task in self.tasks and all(
-            any(fnmatch.fnmatchcase(axes[axis], p) for p in patterns) for axis, patterns in self.only.items()
-        )
+
+        def fits(named: Mapping[str, tuple[str, ...]]) -> list[bool]:
+            return [any(fnmatch.fnmatchcase(axes[axis], p) for p in patterns) for axis, patterns in named.items()]
+
+        return task in self.tasks and all(fits(self.only)) and not any(fits(self.excepted))
 
 
 CHECKS = Registry(
@@ -62,22 +69,39 @@ CHECKS = Registry(
             "generation",
             "does generate follow the model, and the pipeline follow generate?",
             # a forced SDPA kernel walks the code of `sdpa`; its kernel is what the other checks look at
-            only={"attention": ("eager", "sdpa", "flash_*", "flex_*")},
+            only={"attention": ("eager", "sdpa", "flash_*", "flex_*", "bettertransformer", "onnxruntime*")},
         ),
         CheckKind(
-            "quality", "are the weights quantized as asked, and at what loss?", only={"quantization": ("bnb-*",)}
+            "quality",
+            "are the weights quantized as asked, and at what loss?",
+            only={"quantization": ("bnb-*",)},
+            excepted=GRAPHS,
         ),
-        CheckKind("gradient", "does a training step give the gradients that the reference gives?", tasks=EVERY_TASK),
+        CheckKind(
+            "gradient",
+            "does a training step give the gradients that the reference gives?",
+            tasks=EVERY_TASK,
+            excepted=GRAPHS,
+        ),
         CheckKind(
             "determinism",
             "does the same input give the same answer, whatever ran before it or beside it?",
             tasks=(*ALL_TASKS, "image-text-to-text"),
         ),
-        CheckKind("dispatch", "which kernels run, on every path and in every part of the model?", tasks=EVERY_TASK),
-        CheckKind("work", "does it do more work than its arithmetic asks for?"),
+        CheckKind(
+            "dispatch",
+            "which kernels run, on every path and in every part of the model?",
+            tasks=EVERY_TASK,
+            excepted=GRAPHS,
+        ),
+        CheckKind("work", "does it do more work than its arithmetic asks for?", excepted=GRAPHS),
         CheckKind("speed", "how fast are prefill and decode against eager?", shapes=True, exclusive=True),
         CheckKind(
-            "memory", "does it hold what its scheme says, before and after it runs?", tasks=EVERY_TASK, shapes=True
+            "memory",
+            "does it hold what its scheme says, before and after it runs?",
+            tasks=EVERY_TASK,
+            shapes=True,
+            excepted=GRAPHS,
         ),
     ),
 )

@@ -131,7 +131,7 @@ def _conducting(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--memory-limit", type=arguments.size, metavar="SIZE", help="host memory of a worker, e.g. 8G")
     parser.add_argument("--cache", type=Path, metavar="DIR", help="folder for checkpoints and stacks")
     parser.add_argument(
-        "--stack", type=arguments.stack, default="current", metavar="NAME", help="run the workers in this stack"
+        "--stack", type=arguments.stack, metavar="NAME", help="run the workers in this stack (default: the matrix's)"
     )
     parser.add_argument("--seed", type=int, help="seed of inputs (default: the matrix's)")
     known = ",".join(arguments.FAIL_ON)

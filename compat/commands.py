@@ -61,7 +61,7 @@ def _options(arguments: argparse.Namespace, **own: Any) -> Options:
         timeout_seconds=arguments.timeout,
         memory_limit_bytes=arguments.memory_limit,
         cache=arguments.cache,
-        stack=arguments.stack,
+        stack=arguments.stack or "",
         argv=tuple(sys.argv),
         **own,
     )
@@ -118,7 +118,7 @@ def _again(arguments: argparse.Namespace, session: Session, folder: Path) -> str
         words += ["--checks", ",".join(options.checks)]
     words += ["--seed", str(options.seed)] if options.seed is not None else []
     words += ["--depth", options.depth] if options.depth is not None else []
-    words += ["--stack", options.stack] if options.stack != CURRENT else []
+    words += ["--stack", options.stack] if options.stack not in ("", CURRENT) else []
     return shlex.join([*words, "--resume", str(folder)])
 
 

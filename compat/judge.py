@@ -412,8 +412,8 @@ def _by_facts(check: Check, context: Context) -> list[Verdict]:
         return []
     facts, found = check.evidence.facts, []
     requested = ATTENTION[context.axes["attention"]]
-    if facts.get("attention") != requested.implementation:
-        found.append(("attention-differs", f"asked for {requested.implementation}, effective {facts.get('attention')}"))
+    if facts.get("attention") != requested.effective:
+        found.append(("attention-differs", f"asked for {requested.effective}, effective {facts.get('attention')}"))
     found += _kernel_findings(requested.name, check.evidence.kernels, "no-attention" in context.features)
     if str(facts.get("switch", "")).startswith(("ignored", "said")):
         found.append(("switch-ignored", f"set_attn_implementation {facts['switch']}"))

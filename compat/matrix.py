@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from compat.axes import ATTENTION, AXES, DTYPES, QUANTIZATIONS, nearest
-from compat.builtin import matrices_folder
+from compat.builtin import matrices_folder, stack_names
 from compat.checks import CHECKS, DEPTHS, EVERY_TASK
 from compat.device import DEVICE_TYPES
 from compat.speed_settings import SettingError, SpeedSettings, from_table
@@ -25,7 +25,7 @@ from compat.speed_settings import SettingError, SpeedSettings, from_table
 SOURCES = ("probe", "shape", "package", "folder", "hub")
 
 _MATRIX_KEYS = ("title", "models", "axes", "include", "exclude", "checks", "settings", "speed", "device")
-_SETTINGS = {"seed": int, "depth": str, "timeout_seconds": (int, float), "memory_limit_bytes": int}
+_SETTINGS = {"seed": int, "depth": str, "timeout_seconds": (int, float), "memory_limit_bytes": int, "stack": str}
 _MODEL_KEYS: dict[str, Any] = {
     "source": str, "task": str, "type": str, "config": dict, "features": list, "package": str, "file": str,
     "distribution": str, "path": str, "repo": str, "revision": str, "seed": int, "query_gain": (int, float),
@@ -113,6 +113,8 @@ class Settings:
     """One of compat.checks.DEPTHS."""
     timeout_seconds: float | None = None
     memory_limit_bytes: int | None = None
+    stack: str = ""
+    """The stack whose interpreter the workers run unless another is asked for: a name, or a file; "" for none."""
     speed: SpeedSettings = field(default_factory=SpeedSettings)
     """What the speed check is asked to measure."""
 
@@ -322,12 +324,21 @@ def _settings(path: Path, data: dict[str, Any]) -> Settings:
         _typed(path, f"settings.{name}", value, _SETTINGS[name])
         if name in ("timeout_seconds", "memory_limit_bytes") and not value > 0:
             raise MatrixError(path, f"settings.{name}", f"{value!r} is not above 0")
+    if "stack" in table:
+        table = {**table, "stack": _stack(path, table["stack"])}
     if "depth" in table:
         _one_of(path, "settings.depth", table["depth"], DEPTHS)
     try:
         return Settings(**table, speed=from_table(_table(path, "speed", data.get("speed", {}))))
     except SettingError as error:
         raise MatrixError(path, f"speed.{error.key}", error.problem, error.hint) from error
+
+
+def _stack(path: Path, named: str) -> str:
+    """A stack of compat's own by name, or a file that ends in .toml, relative to the matrix."""
+    if named.endswith(".toml"):
+        return str(_inside(path, "settings.stack", named))
+    return _one_of(path, "settings.stack", named, stack_names())
 
 
 # -- values ------------------------------------------------------------------------------------------------------

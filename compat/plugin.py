@@ -50,7 +50,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--compat-benchmark", action="store_true", help="hand the speed checks' samples to pytest-benchmark"
     )
     group.addoption(
-        "--compat-stack", default="current", metavar="NAME", help="stack that the workers run (default: this)"
+        "--compat-stack", default="", metavar="NAME", help="stack that the workers run (default: the matrix's)"
     )
     group.addoption("--compat-seed", type=int, metavar="N", help="seed of inputs (default: the matrix's)")
 
@@ -191,7 +191,9 @@ class _State:
         from compat.matrix import MatrixError
 
         try:
-            environments.interpreter(self.config.getoption("--compat-stack"), self.config.getoption("--compat-cache"))
+            environments.interpreter(
+                self.config.getoption("--compat-stack") or "current", self.config.getoption("--compat-cache")
+            )
         except (MatrixError, environments.NotCreated) as error:
             raise pytest.UsageError(str(error)) from error
 

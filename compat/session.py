@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -68,8 +68,9 @@ class Options:
     timeout_seconds: float | None = None
     memory_limit_bytes: int | None = None
     cache: Path | None = None
-    stack: str = stacks.CURRENT
-    """Whose interpreter the workers run: a stack's name, or its file."""
+    stack: str = ""
+    """Whose interpreter the workers run: a stack's name, or its file; "" for what the matrix names, or else the current
+    one."""
     argv: tuple[str, ...] = ()
 
 
@@ -259,10 +260,11 @@ class Session:
 
 def prepare(options: Options) -> Session:
     """Everything up to the first worker. Raises MatrixError, StoreError, SessionError."""
-    stack, python = _interpreter(options.stack, options.cache)
     detected = device.detect()
     kind = detected.type if options.device == "auto" else options.device
     matrix = read_matrix(options.matrix, kind)
+    options = replace(options, stack=options.stack or matrix.settings.stack or stacks.CURRENT)
+    stack, python = _interpreter(options.stack, options.cache)
     cells = select(matrix.cells, options.patterns, options.checks, options.tasks)
     if options.speed is not None:
         cells = tuple(c for c in cells if "speed" in c.checks)
@@ -358,7 +360,7 @@ def effective(axes: Mapping[str, str], load: Check) -> dict[str, Any]:
     quantization = facts.get("quantization")
     modules = quantization["modules"] if quantization else 0
     return {
-        "attention": asked.name if facts["attention"] == asked.implementation else facts["attention"],
+        "attention": asked.name if facts["attention"] == asked.effective else facts["attention"],
         "kernels": sorted({kind for name in load.evidence.kernels if (kind := kernel_kind(name))}),
         "how": facts.get("how", ""),
         "dtype": next((d.name for d in DTYPES if d.torch_name == largest), largest),

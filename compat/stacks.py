@@ -21,7 +21,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
 from compat.axes import nearest
-from compat.builtin import matrices_folder
+from compat.builtin import matrices_folder, stack_names
 from compat.matrix import MatrixError
 
 CURRENT = "current"
@@ -96,8 +96,7 @@ def folder() -> Path:
 
 def names() -> tuple[str, ...]:
     """The names of compat's own stacks, `current` first."""
-    found = sorted(p.stem for p in folder().glob("*.toml"))
-    return tuple(sorted(found, key=lambda name: name != CURRENT))
+    return tuple(sorted(stack_names(), key=lambda name: name != CURRENT))
 
 
 def find(named: str) -> Stack:

@@ -11,9 +11,11 @@ from compat.axes.registry import Registry
 class Attention:
     """One way to compute attention.
 
-    `implementation` is what transformers is asked for; `sdpa_kernel` restricts torch's SDPA to one backend
-    (a member of torch.nn.attention.SDPBackend). `kinds` are the kinds of kernel (KERNEL_KINDS) that count as this
-    backend having run; `slower_kinds` are kinds that compute the same but mean that the backend fell back.
+    `implementation` is what transformers is asked for; `sdpa_kernel` restricts torch's SDPA to one backend (a member of
+    torch.nn.attention.SDPBackend; after `legacy ` it is asked for by the deprecated torch.backends.cuda.sdp_kernel).
+    `convert` names what the loaded model is converted to before it is used, `provider` the execution provider of ONNX
+    Runtime that runs it once it is exported. `kinds` are the kinds of kernel (KERNEL_KINDS) that count as this backend
+    having run; `slower_kinds` are kinds that compute the same but mean that the backend fell back.
     """
 
     name: str
@@ -21,6 +23,13 @@ class Attention:
     kinds: frozenset[str]
     slower_kinds: frozenset[str] = frozenset()
     sdpa_kernel: str | None = None
+    convert: str | None = None
+    provider: str | None = None
+
+    @property
+    def effective(self) -> str:
+        """What a model that really has this backend is said to have."""
+        return self.convert or self.implementation
 
 
 FUSED_SDPA = frozenset({"sdpa flash", "sdpa efficient", "sdpa cudnn"})
@@ -33,6 +42,10 @@ KERNEL_KINDS: tuple[tuple[str, str], ...] = (
     ("aten::_safe_softmax", "sdpa math"),
     ("aten::_scaled_dot_product_attention_math", "sdpa math"),
     ("aten::_softmax", "eager"),
+    ("aten::_transformer_encoder_layer_fwd", "encoder layer"),
+    ("CPUExecutionProvider", "onnxruntime cpu"),
+    ("CUDAExecutionProvider", "onnxruntime cuda"),
+    ("aten::_native_multi_head_attention", "encoder layer"),
     ("flash_attn_3::", "flash_attn 3"),
     ("flash_attn::", "flash_attn"),
     ("flex_attention", "flex"),
@@ -60,5 +73,21 @@ ATTENTION = Registry(
         Attention("flash_attention_3", "flash_attention_3", frozenset({"flash_attn 3"})),
         Attention("flash_attention_4", "flash_attention_4", frozenset({"flash_attn"})),
         Attention("flex_attention", "flex_attention", frozenset({"flex"})),
+        Attention("sdpa-flash-legacy", "sdpa", frozenset({"sdpa flash"}), sdpa_kernel="legacy FLASH_ATTENTION"),
+        Attention(
+            "bettertransformer",
+            "eager",
+            FUSED_SDPA | {"encoder layer"},
+            frozenset({"sdpa math"}),
+            convert="bettertransformer",
+        ),
+        Attention("onnxruntime", "onnxruntime", frozenset({"onnxruntime cpu"}), provider="CPUExecutionProvider"),
+        Attention(
+            "onnxruntime-cuda",
+            "onnxruntime",
+            frozenset({"onnxruntime cuda"}),
+            frozenset({"onnxruntime cpu"}),
+            provider="CUDAExecutionProvider",
+        ),
     ),
 )

@@ -295,6 +295,8 @@ def _attention(name: str) -> dict[str, Any]:
         "name": entry.name,
         "implementation": entry.implementation,
         "sdpa_kernel": entry.sdpa_kernel,
+        "convert": entry.convert,
+        "provider": entry.provider,
         "operators": [part for part, kind in KERNEL_KINDS if kind in entry.kinds | entry.slower_kinds],
     }
 
@@ -306,6 +308,6 @@ def _why_not(load: Check | None) -> str:
     if load.outcome in WITHHELD:
         return f"load is {load.outcome.value}"
     phase = load.evidence.facts.get("phase")
-    if load.outcome == Outcome.TIMEOUT or phase in ("load", "fetch", "convert", "build"):
+    if load.outcome == Outcome.TIMEOUT or phase in ("load", "fetch", "convert", "build", "export"):
         return f"the model did not load: {load.outcome.value}"
     return ""

@@ -66,6 +66,7 @@ def script(check: Check, subject: Subject) -> str:
         "IMPLEMENTATION": attention.implementation,
         "SDPA_KERNEL": attention.sdpa_kernel,
         "SWITCHED": subject.how == "switched",
+        "CONVERTED": attention.convert is not None,
         "QUANTIZATION": {"library": scheme.library, "arguments": scheme.arguments} if scheme.library else None,
         "DEVICE_NAME": subject.device.split(":")[0],
         **body.constants,

@@ -129,7 +129,7 @@ def _expected(check: Check, axes: Mapping[str, str]) -> list[tuple[str, Any]]:
     asked = ATTENTION[axes["attention"]]
     if str(facts.get("switch", "")).startswith(("ignored", "said")):
         found.append(("switch", asked.implementation))
-    if facts.get("attention", asked.implementation) != asked.implementation:
+    if not asked.convert and facts.get("attention", asked.implementation) != asked.implementation:
         found.append(("attention", asked.implementation))
     kinds = {kind for name in check.evidence.kernels if (kind := kernel_kind(name))}
     if kinds and not kinds <= asked.kinds:

@@ -13,7 +13,7 @@ from typing import Any
 
 from compat.reproduce.carve import carved
 
-NAMED = ("torch", "transformers", "accelerate", "bitsandbytes", "peft")
+NAMED = ("torch", "transformers", "accelerate", "bitsandbytes", "peft", "optimum")
 """Packages whose versions a script names."""
 
 MODEL = (
@@ -149,6 +149,8 @@ _RUN = '''
 
 def candidate(where: Checkpoint) -> Any:
     """The model with the attention in question, reached as it was when the defect was found."""
+    if CONVERTED:
+        return load(where, IMPLEMENTATION).to_bettertransformer()
     if not SWITCHED:
         return load(where, IMPLEMENTATION)
     model = load(where, "eager")

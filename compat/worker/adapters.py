@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from compat.worker import stack_api
 from compat.worker.calls import under_test
 from compat.worker.group import Group, Loaded
 from compat.worker.metrics import rms
@@ -114,8 +115,7 @@ def _adapted(peft: Any, group: Group, model: Any, paths: list[str]) -> Iterator[
     finally:
         with under_test("adapter"):
             wrapped.unload()
-            if hasattr(model, "disable_input_require_grads"):  # peft asks for input gradients whenever it wraps a model
-                model.disable_input_require_grads()
+            stack_api.forget_input_gradients(model)  # which peft asks for, on most versions, whenever it wraps a model
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(trainables[name])
 

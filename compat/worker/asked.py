@@ -80,7 +80,7 @@ def buffers_differing(group: Group, model: Any) -> tuple[list[str], int]:
 
 def ties_differing(group: Group, model: Any) -> list[str]:
     """Whether input and output embedding are one tensor, against what the checkpoint's configuration says."""
-    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    head, embedding = model.get_output_embeddings(), stack_api.input_embeddings(model)
     asked_for = _description(group).get("tie_word_embeddings")
     if asked_for is None or not hasattr(head, "weight") or not hasattr(embedding, "weight"):
         return []

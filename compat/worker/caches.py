@@ -57,6 +57,8 @@ class Walk:
         self.pads = self.pads or [0] * len(self.slots)
         model = self.loaded.model
         self._cache_name = stack_api.cache_argument(model)
+        if self.cache is None:
+            self.cache = stack_api.first_cache(model)
         self.positioned = self.positioned and stack_api.accepts(model, "position_ids")
 
     @property
@@ -126,7 +128,8 @@ class Walk:
     def reorder(self, order: Sequence[int]) -> None:
         """Slot i goes on with what slot `order[i]` has seen, as beam search does it."""
         with under_test("cache"):
-            self.cache.reorder_cache(torch.tensor(order, device=self._device))
+            order_of = torch.tensor(order, device=self._device)
+            self.cache = stack_api.reorder_cache(self.loaded.model, self.cache, order_of)
         self._take(order)
 
     def select(self, indices: Sequence[int]) -> None:
@@ -150,7 +153,7 @@ class Walk:
     def reset(self, slots: Sequence[int], pads: Sequence[int]) -> None:
         """Empty the cache and begin again with other rows."""
         with under_test("cache"):
-            self.cache.reset()
+            self.cache = stack_api.emptied_cache(self.loaded.model, self.cache)
         self.slots, self.pads, self.columns = list(slots), list(pads), 0
 
     def fork(self) -> Walk:

@@ -40,7 +40,7 @@ def resolve(row: dict[str, Any], cache: Path) -> Checkpoint:
     source = row["source"]
     if source == "probe":
         key = {"row": row, "version": probes.PROBE_VERSION, "transformers": transformers.__version__}
-        return Checkpoint(str(_made_once(cache, f"probe-{row['name']}", key, lambda to: probes.build(row, to))))
+        return Checkpoint(str(made_once(cache, f"probe-{row['name']}", key, lambda to: probes.build(row, to))))
     if source == "shape":
         with under_test("build"):
             config = transformers.AutoConfig.for_model(row["type"], **copy.deepcopy(row["config"]))
@@ -79,7 +79,7 @@ def _from_package(row: dict[str, Any], cache: Path) -> Checkpoint:
         raise Unavailable("package gguf is not installed, which reads this checkpoint: pip install gguf")
     key = {"file": path.name, "bytes": path.stat().st_size, "transformers": transformers.__version__}
     return Checkpoint(
-        str(_made_once(cache, f"gguf-{row['name']}", key, lambda to: _convert_gguf(path, row["task"], to)))
+        str(made_once(cache, f"gguf-{row['name']}", key, lambda to: _convert_gguf(path, row["task"], to)))
     )
 
 
@@ -96,7 +96,7 @@ def _convert_gguf(path: Path, task: str, folder: Path) -> None:
         tokenizer.save_pretrained(folder)
 
 
-def _made_once(cache: Path, name: str, key: dict[str, Any], make: Callable[[Path], None]) -> Path:
+def made_once(cache: Path, name: str, key: dict[str, Any], make: Callable[[Path], None]) -> Path:
     """The folder for `key`, made by `make` in a temporary folder beside it and moved into place when whole."""
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
     folder = cache / f"{name}-{digest}"

@@ -8,6 +8,7 @@ has two).
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,9 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _FUSED_PREFIX = "aten::_scaled_dot_product_"
+ENCODER_LAYER = frozenset({"aten::_transformer_encoder_layer_fwd", "aten::_native_multi_head_attention"})
+"""torch's fast path of an encoder: a whole layer, or its attention, in one operator."""
+
 COMPILED_REGION = "Torch-Compiled Region"
 _LIBRARIES = ("flash_attn", "bitsandbytes", "torchao", "quanto", "flash_attn_3", "vllm_flash_attn3")
 
@@ -41,6 +45,7 @@ def is_kernel(name: str, dimensions: int) -> bool:
         name.startswith(_FUSED_PREFIX)
         or name == "aten::_safe_softmax"
         or (name == "aten::_softmax" and dimensions >= 3)
+        or name in ENCODER_LAYER
         or "flex_attention" in name
         or name.partition("::")[0] in _LIBRARIES
     )
@@ -77,11 +82,19 @@ def _compiled_attention(names: Iterable[str]) -> Counter[str]:
 @contextmanager
 def forced_sdpa_kernel(kernel: str | None) -> Iterator[None]:
     """Allow one SDPA backend only (`MATH`, `FLASH_ATTENTION`, `EFFICIENT_ATTENTION`, `CUDNN_ATTENTION`); None: any.
+    `legacy FLASH_ATTENTION` asks for it as older guides do.
 
-    Source: torch.nn.attention.sdpa_kernel (torch >= 2.3).
+    Sources: torch.nn.attention.sdpa_kernel (torch >= 2.3), torch.backends.cuda.sdp_kernel (deprecated since).
     """
     if kernel is None:
         yield
+        return
+    if kernel == "legacy FLASH_ATTENTION":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            legacy = torch.backends.cuda.sdp_kernel(enable_flash=True, enable_math=False, enable_mem_efficient=False)
+        with legacy:
+            yield
         return
     from torch.nn.attention import SDPBackend, sdpa_kernel
 

@@ -21,7 +21,7 @@ import torch
 import transformers
 
 from compat import device as machine
-from compat.worker import checkpoints, dequantize, probes, shapes, stack_api
+from compat.worker import bettertransformer, checkpoints, dequantize, onnx_runtime, probes, shapes, stack_api
 from compat.worker.calls import StackError, under_test
 from compat.worker.dispatch import forced_sdpa_kernel, synchronize
 from compat.worker.inputs import Rows, Source, output_of, unpadded
@@ -76,14 +76,20 @@ class Loaded:
     attention: dict[str, Any]
     model: Any
     how: str
-    """`loaded`, `switched`, or `reloaded` (switching was asked for and had no effect)."""
+    """`loaded`, `switched`, `reloaded` (switching was asked for and had no effect) or `converted` (loaded by itself
+    and converted) or `exported` (to a graph of ONNX Runtime's)."""
     facts: dict[str, Any] = field(default_factory=dict)
     load_seconds: float | None = None
+
+    @property
+    def alone(self) -> bool:
+        """Whether it shares its model with no other backend."""
+        return self.how in ("reloaded", "converted", "exported")
 
     def activate(self) -> None:
         """Make sure that a model shared with other backends computes with this one."""
         implementation = self.attention["implementation"]
-        if stack_api.effective_attention(self.model) != implementation and self.how != "reloaded":
+        if stack_api.effective_attention(self.model) != implementation and not self.alone:
             with under_test("switch"):
                 stack_api.switch_attention(self.model, implementation)
 
@@ -178,6 +184,8 @@ class Group:
             probe = self.row["source"] == "probe"
             loader = transformers.PreTrainedTokenizerFast if probe else transformers.AutoTokenizer
             tokenizer = loader.from_pretrained(self.checkpoint.location, **self.checkpoint.arguments)
+            if probe and not stack_api.accepts(self.master, "token_type_ids"):  # which this tokenizer would make
+                tokenizer.model_input_names = ["input_ids", "attention_mask"]
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         return tokenizer
@@ -201,15 +209,20 @@ class Group:
 
     def _load(self, attention: dict[str, Any]) -> Loaded:
         implementation = attention["implementation"]
-        if implementation != "eager" and not self._loaded:
+        if attention["name"] != "eager" and not self._loaded:
             # eager always comes first, so that switching is asked for whichever cells were selected; where it does not
             # load, the backend is loaded directly
             with contextlib.suppress(StackError):
                 self.loaded(EAGER)
-        base = next((x.model for x in self._loaded.values() if x.how != "reloaded"), None)
+        if attention.get("convert"):
+            return self._from_checkpoint(attention, "converted", {})
+        if attention.get("provider"):
+            return self._exported(attention)
+        base = next((x.model for x in self._loaded.values() if not x.alone), None)
         if base is None:
             return self._from_checkpoint(attention, "loaded", {})
-        twin = next((x for x in self._loaded.values() if x.attention["implementation"] == implementation), None)
+        others = (x for x in self._loaded.values() if x.how not in ("converted", "exported"))
+        twin = next((x for x in others if x.attention["implementation"] == implementation), None)
         if twin is not None:
             return Loaded(self, attention, twin.model, twin.how, dict(twin.facts))
         facts: dict[str, Any] = {}
@@ -231,6 +244,7 @@ class Group:
     def _from_checkpoint(self, attention: dict[str, Any], how: str, facts: dict[str, Any]) -> Loaded:
         asked, scheme = (self.dtype, attention["implementation"], self.device), self.spec.quantization
         empty = self.master if self.shape else None
+        facts = {**facts, **stack_api.mended(scheme["library"])}
         started = time.perf_counter()
         with stack_api.default_dtype_kept(), under_test("load"):
             if self.shape:
@@ -238,15 +252,32 @@ class Group:
             else:
                 model = from_pretrained(self.checkpoint, self.task, *asked, scheme if scheme["library"] else None)
             synchronize(self.device)
+        if attention.get("convert"):
+            with under_test("convert"):
+                model = bettertransformer.convert(model)
+            facts = {**facts, "converted": bettertransformer.replaced_modules(model)}
         seconds = time.perf_counter() - started
         self._note_quantized(model)
         self._bytes_at_load[id(model)] = weights_bytes(model)
         return Loaded(self, attention, model, how, facts, seconds)
 
+    def graph(self, attention: dict[str, Any]) -> onnx_runtime.Asked:
+        """What is asked of ONNX Runtime for `attention`."""
+        asked = (self.checkpoint, self.task, self.dtype, str(attention["provider"]))
+        return onnx_runtime.Asked(*asked, Path(self.spec.cache), self.master)
+
+    def _exported(self, attention: dict[str, Any]) -> Loaded:
+        started = time.perf_counter()
+        with stack_api.default_dtype_kept():
+            model = onnx_runtime.load(self.graph(attention))
+        return Loaded(self, attention, model, "exported", {"graph": True}, time.perf_counter() - started)
+
     def fresh(self, attention: dict[str, Any]) -> Loaded:
         """Load `attention` once more, for what must not meet a model that others have run; not kept. Raises
         StackError(phase="load")."""
-        return self._from_checkpoint(attention, "reloaded", {})
+        return (
+            self._exported(attention) if attention.get("provider") else self._from_checkpoint(attention, "reloaded", {})
+        )
 
     def reload(self, attention: dict[str, Any], facts: dict[str, Any]) -> Loaded:
         """Load `attention` from the checkpoint although switching said that it took effect; replaces what was

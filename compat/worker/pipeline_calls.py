@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import transformers
 
-from compat.worker import stack_api
+from compat.worker import onnx_runtime, stack_api
 from compat.worker.calls import under_test
 from compat.worker.dispatch import forced_sdpa_kernel
 from compat.worker.group import Loaded
@@ -26,7 +26,7 @@ Made = Mapping[str, "Generated | None"]
 def state(model: Any) -> dict[str, Any]:
     """What generating and pipelines have to leave alone."""
     config = getattr(model, "generation_config", None)
-    parameter = next(p for p in model.parameters() if p.dtype.is_floating_point)
+    parameter = next((p for p in model.parameters() if p.dtype.is_floating_point), model)
     return {
         "generation_config": None if config is None else config.to_dict(),
         "attention": stack_api.effective_attention(model),
@@ -42,6 +42,8 @@ def make(loaded: Loaded, task: str, **parts: Any) -> Any:
     """A pipeline around the loaded model; `parts` are its tokenizer or processor. Raises StackError."""
     loaded.activate()
     with under_test("pipeline"):
+        if loaded.attention.get("provider"):
+            return onnx_runtime.pipeline(task, model=loaded.model.model, **parts)
         return transformers.pipeline(task, model=loaded.model, device=None, **parts)
 
 

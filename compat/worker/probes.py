@@ -199,7 +199,8 @@ def word_tokenizer(vocab_size: int) -> Any:
 def _image_processor(config: Any) -> Any:
     import transformers
 
-    size = {"height": config.image_size, "width": config.image_size}
+    own = getattr(config, "vision_config", config)
+    size = {"height": own.image_size, "width": own.image_size}
     # the PIL backend needs no torchvision; before it existed, the plain class was it
     cls = getattr(transformers, "ViTImageProcessorPil", None) or transformers.ViTImageProcessor
     return cls(size=size)

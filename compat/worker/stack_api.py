@@ -262,6 +262,14 @@ def accepts(model: Any, argument: str) -> bool:
     return argument in inspect.signature(model.forward).parameters
 
 
+def input_embeddings(model: Any) -> Any:
+    """The embedding of token ids; None where the class has none (images)."""
+    try:
+        return model.get_input_embeddings()
+    except NotImplementedError:
+        return None
+
+
 def takes_embeddings(model: Any) -> bool:
     """Whether `model` can be given embeddings in place of token ids."""
     return accepts(model, "inputs_embeds") and model.get_input_embeddings() is not None
@@ -327,6 +335,49 @@ def offloaded_cache(config: Any) -> Any:
     return transformers.OffloadedCache()  # before 4.56
 
 
+def takes_caches(model: Any) -> bool:
+    """Whether `model` takes an object for its cache: every family since transformers 4.54; before, those that say so.
+    The others take and return tuples of keys and values."""
+    if getattr(model, "exported", False):  # graphs take tensors only
+        return False
+    return TRANSFORMERS >= (4, 54) or bool(getattr(model, "_supports_cache_class", True))
+
+
+def returns_logits_of_drafts() -> bool:
+    """Whether `generate` gives the logits of an assisted generation a step at a time: since transformers 4.46."""
+    return TRANSFORMERS >= (4, 46)
+
+
+def first_cache(model: Any) -> Any:
+    """What to give for the cache in a first forward so that a cache object comes back: nothing since transformers 4.48;
+    before, an empty one where the family takes it, since it answers a forward without one with tuples."""
+    if TRANSFORMERS >= (4, 48) or not takes_caches(model) or cache_argument(model) != "past_key_values":
+        return None
+    return dynamic_cache(model.config, plain=True)
+
+
+def reorder_cache(model: Any, cache: Any, order: torch.Tensor) -> Any:
+    """`cache` with its rows taken in `order`, as beam search does it. Raises what the library raises."""
+    if isinstance(cache, (tuple, list)):
+        return model._reorder_cache(cache, order)
+    cache.reorder_cache(order)
+    return cache
+
+
+def emptied_cache(model: Any, cache: Any) -> Any:
+    """`cache` without what it holds; a new one where a dynamic cache cannot be emptied (before transformers 4.48)."""
+    if TRANSFORMERS < (4, 48) and not hasattr(cache, "reset"):
+        return dynamic_cache(model.config, plain=True)
+    cache.reset()
+    return cache
+
+
+def forget_input_gradients(model: Any) -> None:
+    """Undo `enable_input_require_grads`, where it was called: before transformers 5 it cannot be undone otherwise."""
+    if hasattr(model, "disable_input_require_grads") and (TRANSFORMERS >= (5,) or "_require_grads_hook" in vars(model)):
+        model.disable_input_require_grads()
+
+
 def decoder_cache(cache: Any) -> Any:
     """The part of `cache` that holds the decoder's own tokens."""
     return getattr(cache, "self_attention_cache", cache)
@@ -334,8 +385,8 @@ def decoder_cache(cache: Any) -> Any:
 
 def cache_tensors(cache: Any) -> list[list[torch.Tensor]]:
     """For each layer of `cache`, its keys and values; an empty list for a layer that holds none."""
-    if isinstance(cache, tuple):  # what a forward returns before 4.48: keys and values first
-        return [list(layer[:2]) for layer in cache]
+    if isinstance(cache, (tuple, list)):  # what a forward returns before 4.48: keys and values first, or in one tensor
+        return [[layer] if isinstance(layer, torch.Tensor) else list(layer[:2]) for layer in cache]
     layers = getattr(cache, "layers", None)
     if layers is None:  # before 4.54
         return [[k, v] for k, v in zip(cache.key_cache, cache.value_cache, strict=True)]
@@ -361,6 +412,19 @@ def reads_mask_width(model: Any) -> bool:
     needs a mask over all its slots."""
     alibi = getattr(model.config, "alibi", False) or hasattr(model.base_model, "build_alibi_tensor")
     return bool(alibi)
+
+
+def mended(library: str) -> dict[str, str]:
+    """Mend what keeps a quantization `library` from loading at all on this stack, and say what was mended.
+
+    transformers 4.45 to 4.48 asks on a CPU whether bitsandbytes has a backend for it, and in doing so removes an entry
+    from a frozenset; bitsandbytes has had one since. That question is left out.
+    """
+    if library != "bitsandbytes" or not (4, 45) <= TRANSFORMERS < (4, 49) or torch.cuda.is_available():
+        return {}
+    asks: Any = importlib.import_module("transformers.integrations.bitsandbytes")
+    asks._validate_bnb_multi_backend_availability = lambda raise_exception: True
+    return {"mended": "transformers' question for a CPU backend of bitsandbytes, which raises here, is left out"}
 
 
 def end_tokens(model: Any) -> list[int]:

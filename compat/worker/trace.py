@@ -151,7 +151,7 @@ class _Dispatch(TorchDispatchMode):
             Operator(
                 overload.name,
                 where,
-                tuple(tuple(t.shape) for t in out),
+                tuple(_shape(t) for t in out),
                 sum(t.numel() * t.element_size() for t in out),
                 kind,
                 macs,
@@ -180,6 +180,8 @@ class _Dispatch(TorchDispatchMode):
             self.trace.transfers += 1
         if source.dtype != out[0].dtype and source.dtype.is_floating_point:
             return "cast"
+        if source.is_nested or out[0].is_nested:  # rows without their pads, which have no strides
+            return "copy"
         spread = any(step == 0 and size > 1 for step, size in zip(source.stride(), source.shape, strict=True))
         more = overload.short in ("repeat", "index_select") and out[0].numel() > source.numel()
         return "spread" if spread or more else "copy"
@@ -204,14 +206,23 @@ def _tensors(values: Iterable[Any]) -> Iterator[torch.Tensor]:
             yield from _tensors(value)
 
 
+def _shape(tensor: torch.Tensor) -> tuple[int, ...]:
+    """The shape of `tensor`; of nested rows, which have none, the number of elements."""
+    return (tensor.numel(),) if tensor.is_nested else tuple(tensor.shape)
+
+
 def multiply_adds(short: str, args: Any, tensors: list[torch.Tensor], result: Any) -> int:
-    """Multiply-adds of a product; 0 for every other operator. Attention counts the scores that a mask will hide."""
+    """Multiply-adds of a product; 0 for every other operator. Attention counts the scores that a mask will hide; of a
+    whole encoder layer in one operator its linear layers, which are no modules of their own, are left out."""
     if short in PRODUCTS:
         first, second = (tensors[1], tensors[2]) if "add" in short else (tensors[0], tensors[1])
         return first.numel() * (second.shape[-1] if second.dim() > 1 else 1)
     if short.startswith("_scaled_dot_product_") and "backward" not in short:
         query, key, value = tensors[:3]
         return query.shape[:-1].numel() * key.shape[-2] * (query.shape[-1] + value.shape[-1])
+    if short == "_transformer_encoder_layer_fwd":
+        rows = tensors[0].unbind() if tensors[0].is_nested else tensors[0]
+        return sum(2 * len(row) ** 2 * row.shape[-1] for row in rows)
     if "convolution" in short and "backward" not in short:
         return int(result.numel() * tensors[1][0].numel())
     if short in ("gemv_4bit", "gemm_4bit"):

@@ -91,7 +91,8 @@ def run(group: Group, attention: dict[str, Any]) -> Report:
     figures = [compared(rows) for rows in cases(group)]
     record(report, figures, own_yardstick=own)
     report.measure("compared_elements", [f.elements for f in figures], unit="elements", better="higher", method="sum")
-    large = outliers(group) if group.spec.at_least("standard") else None
+    embedded = group.spec.at_least("standard") and not loaded.facts.get("graph")
+    large = outliers(group) if embedded else None
     if large is not None:
         record(report, [compared(large)], own_yardstick=own, prefix="outlier_")
     if reference.ENTROPY.ratio is not None:

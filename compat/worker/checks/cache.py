@@ -106,6 +106,10 @@ def run(group: Group, attention: dict[str, Any]) -> Report:
     shapes = (REAL,) if real else DEEP if group.spec.at_least("deep") else (PROBE,)
     more = group.spec.at_least("deep" if real else "standard")
     figures: dict[str, Agreement] = {}
+    if not stack_api.takes_caches(loaded.model):
+        report.facts["cache"] = "tuples: this family takes no cache object in this version, so only that is asked"
+        figures = {"tuples": _tuples(group, loaded, shapes[0]), "long": _long(group, loaded)}
+        return _told(report, figures)
     for number, shape in enumerate(shapes):
         rows = draw(group, shape, number)
         suffix = f" {number}" if number else ""
@@ -113,16 +117,24 @@ def run(group: Group, attention: dict[str, Any]) -> Report:
     if more and not real:
         figures["long"] = _long(group, loaded)
         figures |= _offloaded(group, loaded, draw(group, PROBE), report)
+    if not stack_api.returns_logits_of_drafts():
+        report.facts["continuations"] = "not asked: this version gives the logits of drafts in another form"
+        return _told(report, figures)
     judged = continuations.run(group, loaded, more)
     figures |= judged.figures
+    _told(report, figures)
+    _generated(judged, report)
+    if more:
+        _quantized(quantized_cache.run(group, loaded, draw(group, shapes[0]), shapes[0].prefill), report)
+    return report
+
+
+def _told(report: Report, figures: dict[str, Agreement]) -> Report:
     record(report, list(figures.values()), own_yardstick=False)
     compared = [f.elements for f in figures.values()]
     report.measure("compared_elements", compared, unit="elements", better="higher", method="min")
     report.facts["paths"] = list(figures)
     report.facts["worst_path"] = max(figures, key=lambda name: _badness(figures[name]))
-    _generated(judged, report)
-    if more:
-        _quantized(quantized_cache.run(group, loaded, draw(group, shapes[0]), shapes[0].prefill), report)
     return report
 
 
@@ -221,6 +233,23 @@ def _batch(walk: Walk, shape: Shape, report: Report) -> Iterator[None]:
     for count in (1, shape.more, 1):
         walk.step(count)
         yield
+
+
+def _tuples(group: Group, loaded: Loaded, shape: Shape) -> Agreement:
+    """A batch on the cache that the model itself makes: a prefill, single tokens, slots that change places, a chunk.
+
+    In an encoder-decoder slots stay: beams share their encoder's row, whose keys and values many families leave alone.
+    """
+    rows = draw(group, shape)
+    walk = Walk(loaded, rows, [0, 1, 2], [] if rows.decoder else list(shape.pads))
+    for count in (shape.prefill, *[1] * shape.decode):
+        walk.step(count)
+    if not rows.decoder:
+        walk.reorder(ORDER)
+        walk.follow(2, 3)
+    for count in (1, shape.chunk, 1):
+        walk.step(count)
+    return caches.compare(group, rows, walk.pieces)
 
 
 def _beside(walk: Walk, shape: Shape) -> Iterator[None]:

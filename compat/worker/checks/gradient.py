@@ -113,7 +113,7 @@ def _cases(group: Group, loaded: Loaded, taught: Lesson, seen: Seen) -> Standard
         if not _thorough(group):
             return standard
         if group.task in stack_api.CAUSAL_TASKS:
-            if "packed" in group.row.get("features", ()):
+            if "packed" in group.row.get("features", ()) and stack_api.takes_packed_rows(loaded.model):
                 seen.add("packed", standard, step(loaded, [_packed(group, taught)], taught.count))
             else:
                 seen.report.facts["packed"] = "this family makes no masks from position ids"
@@ -257,7 +257,7 @@ def trained(group: Group, attention: dict[str, Any]) -> Loaded:
     loaded = group.loaded(attention)
     if not group.spec.quantization["library"]:
         return loaded
-    if loaded.how == "reloaded":
+    if loaded.alone:
         return group.fresh(attention)
     if "gradient model" not in group.kept:
         group.kept["gradient model"] = group.fresh(EAGER).model

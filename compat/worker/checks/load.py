@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from compat.worker import asked, reload, stack_api
+from compat.worker import asked, onnx_runtime, reload, stack_api, way_back
 from compat.worker.dispatch import kernels_seen
 from compat.worker.group import Group, Loaded
 from compat.worker.inputs import unpadded
@@ -37,6 +37,8 @@ def run(group: Group, attention: dict[str, Any]) -> Report:
     """See the module's docstring. Raises StackError, Unavailable."""
     report = Report(seed=group.spec.seed)
     loaded = group.loaded(attention)
+    if attention.get("provider"):
+        return _exported(group, loaded, report)
     kernels, seconds, output = _kernels(group, loaded)
     if loaded.how == "switched" and not _ran(attention, kernels):
         facts = {"switch": f"said it took effect, but the kernels were {_named(kernels)}"}
@@ -45,7 +47,7 @@ def run(group: Group, attention: dict[str, Any]) -> Report:
     report.kernels = kernels
     model = loaded.model
     report.facts = {
-        "attention": stack_api.effective_attention(model),
+        "attention": _effective(loaded),
         "how": loaded.how,
         **loaded.facts,
         "class": type(model).__name__,
@@ -53,6 +55,8 @@ def run(group: Group, attention: dict[str, Any]) -> Report:
         "devices": sorted({str(p.device) for p in model.parameters()}),
         "training": any(module.training for module in model.modules()),
     }
+    if attention.get("convert"):
+        report.measure("converted_modules", len(loaded.facts["converted"]), unit="modules", better="higher")
     if loaded.load_seconds is not None:
         report.measure("load_seconds", loaded.load_seconds, unit="s")
     report.measure("first_forward_seconds", seconds, unit="s")
@@ -65,11 +69,45 @@ def run(group: Group, attention: dict[str, Any]) -> Report:
         report.measure("nonfinite_elements", int((~torch.isfinite(output)).sum()), unit="elements", method="sum")
         report.facts["not_asked"] = NOT_OF_A_SHAPE
         return report
+    if attention.get("convert") and group.spec.at_least("standard"):
+        way_back.measure(group, attention, report)
     if attention["name"] == "eager" and not group.spec.quantization["library"]:
         _origin(group, report)
         if reload.affordable(group):
             _elsewhere(group, loaded, report)
     return report
+
+
+def _exported(group: Group, loaded: Loaded, report: Report) -> Report:
+    """What can be said of a graph: its providers, its weights' dtypes, the nodes that ran."""
+    rows = group.source.rows(group.spec.seed, [PROBE_LENGTH] * 2)
+    inputs = unpadded(rows, group.device, group.dtype)
+    provider = loaded.attention["provider"]
+    started = time.perf_counter()
+    loaded(**inputs)
+    report.measure("load_seconds", loaded.load_seconds, unit="s")
+    report.measure("first_forward_seconds", time.perf_counter() - started, unit="s")
+    ran = onnx_runtime.nodes(group.graph(loaded.attention), inputs)
+    report.kernels = {f"{where}::{name}": n for (where, name), n in ran.items() if name in onnx_runtime.PRODUCTS}
+    held = {name: session.get_providers() for name, session in onnx_runtime.sessions(loaded.model).items()}
+    report.facts = {
+        "attention": "onnxruntime" if all(provider in own for own in held.values()) else "another provider",
+        "how": loaded.how,
+        "class": type(loaded.model.model).__name__,
+        "dtype_shares": {k: round(v, 4) for k, v in onnx_runtime.held_dtypes(loaded.model).items()},
+        "providers": held,
+        "nodes": {where: sum(n for (w, _), n in ran.items() if w == where) for where in sorted({w for w, _ in ran})},
+        "io_binding": bool(loaded.model.model.use_io_binding),
+        "training": False,
+    }
+    report.measure("compared_nodes", sum(ran.values()), unit="nodes", better="higher")
+    return report
+
+
+def _effective(loaded: Loaded) -> str:
+    """What computes the attention of `loaded`, as far as the model itself says."""
+    own = stack_api.effective_attention(loaded.model)
+    return str(loaded.attention["convert"]) if loaded.facts.get("converted") else own
 
 
 def _kernels(group: Group, loaded: Loaded) -> tuple[dict[str, int], float, torch.Tensor]:

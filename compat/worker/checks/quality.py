@@ -61,7 +61,7 @@ def run(group: Group, attention: dict[str, Any]) -> Report:
     """See the module's docstring. Raises StackError, Unavailable, NoYardstick."""
     report = Report(seed=group.spec.seed)
     loaded = group.loaded(attention)
-    own = _once(group, f"quality {id(loaded.model)} {loaded.how == 'reloaded'}", lambda: _Answers(group, loaded))
+    own = _once(group, f"quality {id(loaded.model)} {loaded.alone}", lambda: _Answers(group, loaded))
     own.record(report)
     if attention["name"] == "eager" and own.held:
         _loss(group, report)
