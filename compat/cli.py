@@ -55,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _parser().print_help()
         return USAGE
     from compat.environments import CreateError, NotCreated
+    from compat.github import GithubError
     from compat.matrix import MatrixError
     from compat.session import SessionError
     from compat.store import StoreError
@@ -66,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except CreateError as error:
         print(f"compat: {error}", file=sys.stderr)
         return INTERNAL
-    except (MatrixError, StoreError, NotCreated) as error:
+    except (MatrixError, StoreError, NotCreated, GithubError) as error:
         print(f"compat: {error}", file=sys.stderr)
         return USAGE
     except SessionError as error:
@@ -134,6 +135,15 @@ def _conducting(parser: argparse.ArgumentParser) -> None:
         "--fail-on", type=arguments.outcomes, default=(), metavar="LIST", help=f"exit 1 for any of: {known}"
     )
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
+    _github(parser)
+
+
+def _github(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--github",
+        action=argparse.BooleanOptionalAction,
+        help="annotations and a step summary for GitHub Actions (default: in one of its steps)",
+    )
 
 
 def _run(parser: argparse.ArgumentParser) -> None:
@@ -242,11 +252,16 @@ def _stored(add: Any) -> None:
 
     report = add.add_parser("report", help="render a stored run again")
     report.add_argument("stored", type=Path, metavar="RUN", help="a run's folder, or its run.json")
-    report.add_argument("--format", default="terminal", help="terminal, markdown, html or json")
+    report.add_argument(
+        "--format",
+        default="terminal",
+        help="terminal, markdown, html, json, junit, github (a step's summary) or annotations",
+    )
     report.add_argument("--out", type=Path, metavar="FILE", help="write to FILE instead of the screen")
     report.add_argument(
         "--rejudge", action="store_true", help="judge the stored measurements by today's criteria first"
     )
+    _github(report)
     report.set_defaults(run=commands.report)
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from compat import bounds
 from compat.axes import nearest
 from compat.history import Past
-from compat.judge import Refusal, refusals, rejudge
+from compat.judge import Context, Refusal, refusals, rejudge
 from compat.records import Cell, Check, Outcome, Run
 
 NAMED = 5
@@ -33,6 +33,8 @@ class CheckStory:
     refusal: Refusal | None = None
     today: Outcome | None = None
     """The outcome by the criteria of this compat, where it is another than the stored one."""
+    unjudged: str = ""
+    """Why this compat has no bounds for it, where it has measurements and no rows."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,6 @@ class Story:
     run: Run
     cell: Cell
     checks: tuple[CheckStory, ...]
-    judged: bool
-    """Whether the criteria of this compat know the values of the cell's axes."""
     past: tuple[Past, ...] = ()
     left_out: int = 0
     """Runs beside this one that were not looked at."""
@@ -79,15 +79,18 @@ def find_check(cell: Cell, name: str) -> Check:
 def story(run: Run, cell: Cell, past: Sequence[Past] = (), left_out: int = 0) -> Story:
     """Everything that is known of `cell`."""
     context = bounds.context(run, cell)
-    told = []
-    for check in cell.checks:
-        exception = check.evidence.exception
-        refusal = next((r for r in refusals() if exception and exception.refusal and r.id == exception.refusal), None)
-        if context is None:
-            told.append(CheckStory(check, refusal=refusal))
-            continue
+    told = [_told(check, context) for check in cell.checks]
+    return Story(run, cell, tuple(told), tuple(past), left_out)
+
+
+def _told(check: Check, context: Context | None) -> CheckStory:
+    exception = check.evidence.exception
+    refusal = next((r for r in refusals() if exception and exception.refusal and r.id == exception.refusal), None)
+    if context is None:
+        return CheckStory(check, refusal=refusal, unjudged="it does not know a value of the cell's axes")
+    try:
         again = rejudge(check, context).outcome
-        today = again if again != check.outcome else None
         rows, found = bounds.judged(check, context), bounds.findings(check, context)
-        told.append(CheckStory(check, rows, found, refusal, today))
-    return Story(run, cell, tuple(told), context is not None, tuple(past), left_out)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:  # facts of another form than ours
+        return CheckStory(check, refusal=refusal, unjudged=f"what the check saw is not as it writes it: {error!r}")
+    return CheckStory(check, rows, found, refusal, again if again != check.outcome else None)

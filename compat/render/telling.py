@@ -69,7 +69,7 @@ def blocks(story: Story, check: str = "", scripts: Sequence[tuple[str, str]] = (
     yield Block("Asked for, and what ran", tuple(_asked(cell)))
     places = dict(scripts)
     for one in shown:
-        yield _check(one, bool(check), places.get(one.check.name, ""), story.judged)
+        yield _check(one, bool(check), places.get(one.check.name, ""))
     if not check:
         yield from _rest(story, shown)
     yield from _past(story)
@@ -112,7 +112,7 @@ def _held(axis: str, cell: Cell) -> str:
     return text if value == cell.axes.get(axis) else f"{text} (not as asked)"
 
 
-def _check(told: CheckStory, every: bool, script: str, judged: bool) -> Block:
+def _check(told: CheckStory, every: bool, script: str) -> Block:
     check, evidence = told.check, told.check.evidence
     items: list[Pair | Table | Code] = []
     if check.reason:
@@ -125,8 +125,8 @@ def _check(told: CheckStory, every: bool, script: str, judged: bool) -> Block:
     items += _exception(told)
     items += [_finding(f) for f in told.findings]
     items += _bounds(told.rows, every)
-    if not judged and check.measurements:
-        items.append(Pair("bounds", "this compat does not know a value of the cell's axes, so it has no bounds for it"))
+    if told.unjudged and check.measurements:
+        items.append(Pair("bounds", f"this compat has none for it: {one_line(told.unjudged, 300)}"))
         items.append(Table(("measurement", "figure"), tuple((_name(m), _figure(m)) for m in check.measurements)))
     if every:
         items += _reported(told)

@@ -193,7 +193,8 @@ def literal(value: Any) -> str:
     """`value` (plain JSON and TOML values) as Python source: nothing in it can become anything else."""
     plain = json.loads(json.dumps(value, default=str))
     shown = pprint.pformat(plain, width=116, compact=True)
-    return shown if shown.isascii() else ascii(plain)
+    shown = shown if shown.isascii() else ascii(plain)
+    return shown.replace("##[", "\\x23#[")  # the same text: a log of GitHub Actions takes the bare form for a command
 
 
 def comment(name: str, text: str) -> str:
