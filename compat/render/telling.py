@@ -131,7 +131,7 @@ def _check(told: CheckStory, every: bool, script: str) -> Block:
     if every:
         items += _reported(told)
     if script:
-        items.append(Pair("script that shows it", script))
+        items.append(Pair("script that shows it", one_line(script, 600)))
     items.append(Code(visible(evidence.repro), "sh") if evidence.repro else Pair("again", "no command was recorded"))
     return Block(f"{label(check.name, 60)}: {symbol(check.outcome).word}", tuple(items), check.outcome)
 

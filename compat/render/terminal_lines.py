@@ -74,7 +74,7 @@ def wrap(text: str, width: int, *, indent: str = "", first: str | None = None, s
 def _wrapped(text: str, width: int, head: str, indent: str) -> list[str]:
     if text.isascii():
         return textwrap.wrap(text, width, initial_indent=head, subsequent_indent=indent, break_on_hyphens=False)
-    parts = _wrap_wide(text, width - len(indent))
+    parts = _wrap_wide(text, width - max(len(indent), text_width(head)))
     return [(head if i == 0 else indent) + part for i, part in enumerate(parts)]
 
 
