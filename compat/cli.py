@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from compat import __version__, arguments, commands, diff_commands, stack_commands
+from compat import __version__, arguments, commands, diff_commands, explain_commands, stack_commands
 from compat.exit_codes import INTERNAL, INTERRUPTED, NOTHING, OK, USAGE
 
 SPEED_HELP = """\
@@ -59,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _parser().print_help()
         return USAGE
     from compat.environments import CreateError, NotCreated
+    from compat.github import GithubError
     from compat.matrix import MatrixError
     from compat.session import SessionError
     from compat.store import StoreError
@@ -70,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except CreateError as error:
         print(f"compat: {error}", file=sys.stderr)
         return INTERNAL
-    except (MatrixError, StoreError, NotCreated) as error:
+    except (MatrixError, StoreError, NotCreated, GithubError) as error:
         print(f"compat: {error}", file=sys.stderr)
         return USAGE
     except SessionError as error:
@@ -139,6 +140,15 @@ def _conducting(parser: argparse.ArgumentParser) -> None:
         "--fail-on", type=arguments.outcomes, default=(), metavar="LIST", help=f"exit 1 for any of: {known}"
     )
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
+    _github(parser)
+
+
+def _github(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--github",
+        action=argparse.BooleanOptionalAction,
+        help="annotations and a step summary for GitHub Actions (default: in one of its steps)",
+    )
 
 
 def _run(parser: argparse.ArgumentParser) -> None:
@@ -241,13 +251,22 @@ def _stored(add: Any) -> None:
     )
     again.set_defaults(run=commands.reproduce)
 
+    _explain(add.add_parser("explain", help="the whole story of one cell of a stored run, and a script that shows it"))
+    schema = add.add_parser("schema", help="print the JSON Schema of run.json")
+    schema.set_defaults(run=explain_commands.schema)
+
     report = add.add_parser("report", help="render a stored run again")
     report.add_argument("stored", type=Path, metavar="RUN", help="a run's folder, or its run.json")
-    report.add_argument("--format", default="terminal", help="terminal, markdown, html or json")
+    report.add_argument(
+        "--format",
+        default="terminal",
+        help="terminal, markdown, html, json, junit, github (a step's summary) or annotations",
+    )
     report.add_argument("--out", type=Path, metavar="FILE", help="write to FILE instead of the screen")
     report.add_argument(
         "--rejudge", action="store_true", help="judge the stored measurements by today's criteria first"
     )
+    _github(report)
     report.set_defaults(run=commands.report)
 
 
@@ -275,6 +294,25 @@ def _diff(add: Any) -> None:
     )  # fmt: skip
     diff.add_argument("--rejudge", action="store_true", help="judge both runs by today's criteria first")
     diff.set_defaults(run=diff_commands.diff)
+
+
+def _explain(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("stored", type=Path, metavar="RUN", help="a run's folder, or its run.json")
+    parser.add_argument("cell", metavar="CELL", help="the cell's id, or a pattern that fits one cell")
+    parser.add_argument(
+        "--check", type=arguments.check, metavar="NAME", help="this check alone, with every row of its criteria"
+    )
+    parser.add_argument(
+        "--history", type=Path, nargs="+", metavar="RUN", help="other runs (default: those beside this one)"
+    )
+    parser.add_argument("--script", type=Path, metavar="FILE", help="write the script that shows the failure")
+    parser.add_argument("--issue", type=Path, metavar="FILE", help="write a text for an upstream issue, in Markdown")
+    parser.add_argument(
+        "--try", action="store_true", dest="attempt", help="run the script here first; exit 1 if it shows no defect"
+    )
+    parser.add_argument("--format", choices=("terminal", "markdown"), default="terminal")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write to FILE instead of the screen")
+    parser.set_defaults(run=explain_commands.explain)
 
 
 def _selection(parser: argparse.ArgumentParser, default: str = "") -> None:

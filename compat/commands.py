@@ -19,6 +19,7 @@ from compat.exit_codes import FINDINGS, INTERNAL, INTERRUPTED, NOTHING, OK, USAG
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from compat.records import Run
     from compat.session import Options, Session
 
 
@@ -69,10 +70,11 @@ def _options(arguments: argparse.Namespace, **own: Any) -> Options:
 
 def _conduct(arguments: argparse.Namespace, options: Options) -> int:
     """Run what is asked for; the exit code."""
-    from compat import progress
+    from compat import github, progress
     from compat.records import Outcome
     from compat.session import prepare, write_reports
 
+    told = github.summary_file(arguments.github)
     signal.signal(signal.SIGTERM, _as_interrupt)
     session = prepare(options)
     timed = options.speed is not None
@@ -93,6 +95,7 @@ def _conduct(arguments: argparse.Namespace, options: Options) -> int:
         return INTERNAL
     _print_report(run)
     print(f"\nStored: {folder} ({', '.join(files)})")
+    _tell(run, told)
     if folder != session.folder:
         print(f"compat: {session.folder} takes no more ({session.refused}); rescued to {folder}", file=sys.stderr)
         return INTERNAL
@@ -103,6 +106,18 @@ def _conduct(arguments: argparse.Namespace, options: Options) -> int:
     if Outcome.ERROR in outcomes:
         return INTERNAL
     return FINDINGS if any(o.value in arguments.fail_on for o in outcomes) else OK
+
+
+def _tell(run: Run, path: Path | None) -> None:
+    """Annotations and summary of a step of GitHub Actions. A file that cannot be written is said, and no failure."""
+    from compat import github
+
+    if path is None:
+        return
+    try:
+        print(github.tell(run, path), end="")
+    except OSError as error:
+        print(f"compat: {path}: the step's summary cannot be written: {error.strerror}", file=sys.stderr)
 
 
 def _again(arguments: argparse.Namespace, session: Session, folder: Path) -> str:
@@ -323,6 +338,7 @@ def reproduce(arguments: argparse.Namespace) -> int:
 
 def report(arguments: argparse.Namespace) -> int:
     """Render a stored run again."""
+    from compat import github
     from compat.render import FORMATS, render
     from compat.session import rejudged, write_report
     from compat.store import read_run
@@ -335,14 +351,16 @@ def report(arguments: argparse.Namespace) -> int:
             f"compat: unknown format {arguments.format!r}" + (f"; nearest: {hint!r}" if hint else ""), file=sys.stderr
         )
         return USAGE
+    told = github.summary_file(arguments.github if arguments.format == "terminal" else bool(arguments.github))
     run = read_run(arguments.stored)
     if arguments.rejudge:
         run = rejudged(run)
+    _tell(run, told)
     if arguments.out is None and arguments.format == "terminal":
         _print_report(run)
         return OK
     if arguments.out is None:
-        print(render(run, arguments.format))
+        print(render(run, arguments.format), end="" if arguments.format in ("annotations", "junit") else "\n")
         return OK
     try:
         write_report(run, arguments.out, arguments.format)

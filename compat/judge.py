@@ -229,7 +229,7 @@ def rejudge(check: Check, context: Context) -> Check:
     if not check.measurements:
         return check
     check = _with_answer(check, context)
-    verdicts = [*_by_rules(check, context), *_by_facts(check, context)]
+    verdicts = [*_by_rules(check, context), *by_facts(check, context)]
     verdict = min(verdicts, key=lambda v: SEVERITY.index(v.outcome), default=None)
     if verdict is None:
         verdict = Verdict(Outcome.INCONCLUSIVE, "nothing was judged: no rule speaks of what was measured", "unjudged")
@@ -404,7 +404,7 @@ def _explained(rule: Rule, measured: Measurement, outcome: Outcome, normal: floa
 # -- requested against effective ---------------------------------------------------------------------------------
 
 
-def _by_facts(check: Check, context: Context) -> list[Verdict]:
+def by_facts(check: Check, context: Context) -> list[Verdict]:
     """Findings of `load` and `dispatch`: what was asked for against what was seen."""
     if check.name == "dispatch":
         return _of_findings("dispatch", path_findings(context.axes["attention"], check.evidence.facts))

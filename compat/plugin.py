@@ -101,7 +101,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def compat_task(request: pytest.FixtureRequest, compat_cell: CellSpec) -> Task:
     """The check that the test is named after, of the cell that it is parametrized with."""
     name = getattr(request.node, "originalname", request.node.name)
-    task = Task(compat_cell, name.removeprefix(_PREFIX), _state(request.config))
+    task = Task(compat_cell, name.removeprefix(_PREFIX), _state(request.config), request.node.user_properties)
     request.node.user_properties += [*compat_cell.axes.items(), ("check", task.check)]
     return task
 
@@ -113,10 +113,16 @@ class Task:
     cell: CellSpec
     check: str
     state: _State = field(repr=False)
+    properties: list[tuple[str, object]] = field(repr=False)
+    """Of the test, for --junitxml."""
 
     def result(self) -> Check:
         """Wait for the result. Raises what ended the run, if it ended before."""
-        return self.state.wait(self.cell.id, self.check)
+        session = self.state.session
+        self.properties.append(("run", session.header.run.id if session is not None else ""))
+        result = self.state.wait(self.cell.id, self.check)
+        self.properties.append(("outcome", result.outcome.value))
+        return result
 
     def expect_pass(self) -> None:
         """Pass, skip or fail the running test as the result says."""

@@ -189,6 +189,7 @@ class Session:
             self.device,
             self.header.environment.packages,
             str(load.evidence.facts.get("how", "loaded")),
+            reproduce.machine(self.header.environment),
         )
         text = reproduce.script(check, subject)
         if not text:
@@ -345,8 +346,8 @@ def reproducer(run: Run, cell: Cell, check: Check) -> str:
     if not row:
         return ""
     how = str(cell.effective.get("how", "loaded"))
-    packages = run.environment.packages
-    return reproduce.script(check, reproduce.Subject(cell.id, cell.axes, row, run.run.device, packages, how))
+    packages, machine = run.environment.packages, reproduce.machine(run.environment)
+    return reproduce.script(check, reproduce.Subject(cell.id, cell.axes, row, run.run.device, packages, how, machine))
 
 
 def effective(axes: Mapping[str, str], load: Check) -> dict[str, Any]:

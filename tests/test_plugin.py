@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from compat.render import render
 from compat.store import read_run
 
 MATRIX = """
@@ -84,7 +85,17 @@ def test_outcomes_become_passed_failed_and_skipped(project: Path, pytester: pyte
     properties = {p.get("name"): p.get("value") for p in case.iter("property")}
     assert properties == {
         "model": "llama", "dtype": "fp32", "attention": "sdpa", "quantization": "none", "check": "load",
+        "run": run.run.id, "outcome": "pass",
     }  # fmt: skip
+    ours = {c.get("name"): c for c in ET.fromstring(render(run, "junit")).iter("testcase")}
+    for case in ET.parse(project / "junit.xml").iter("testcase"):
+        own = ours.pop(case.get("name"))
+        assert own.get("classname") == case.get("classname")
+        assert [c.tag for c in own] == [c.tag for c in case], "a stored run makes of a test what pytest makes of it"
+        assert {p.get("name"): p.get("value") for p in own.iter("property")} == {
+            p.get("name"): p.get("value") for p in case.iter("property")
+        }
+    assert not ours
 
 
 def test_k_selects_and_x_stops(project: Path, pytester: pytest.Pytester) -> None:

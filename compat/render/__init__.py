@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from compat.records import Run
 
-FORMATS: tuple[str, ...] = ("terminal", "markdown", "html", "json")
+FORMATS: tuple[str, ...] = ("terminal", "markdown", "html", "json", "junit", "github", "annotations")
 """Every name that `render` takes."""
 
 PLOTS = "plots"
@@ -19,7 +19,7 @@ PLOTS = "plots"
 
 
 def render(run: Run, format: str, *, width: int = 80, color: bool = False, ascii: bool = False, plots: str = "") -> str:
-    """`run` as text in one of `FORMATS`, ending in a newline.
+    """`run` as text in one of `FORMATS`, ending in a newline (but for annotations where there is none to make).
 
     `width` (columns, at least 40), `color` (escape codes) and `ascii` (no glyph beyond ASCII in marks) concern
     `terminal` only; `plots` is the folder of the pictures (see `pictures`) as seen from a `markdown`
@@ -41,7 +41,20 @@ def render(run: Run, format: str, *, width: int = 80, color: bool = False, ascii
         case "json":
             from compat.records import encode_run
 
-            return encode_run(run).decode()
+            # the same text to every reader of JSON; a log of GitHub Actions takes the bare form for a command
+            return encode_run(run).decode().replace("##[", "\\u0023#[")
+        case "junit":
+            from compat.render.junit import render_junit
+
+            return render_junit(run)
+        case "github":
+            from compat.render.github import render_summary
+
+            return render_summary(run)
+        case "annotations":
+            from compat.render.github import render_annotations
+
+            return render_annotations(run)
     raise ValueError(f"unknown format {format!r}; one of: {', '.join(FORMATS)}")
 
 

@@ -21,15 +21,26 @@ _INVISIBLE = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0000-\U000e0fff]"
 )
 
+_COLONS = re.compile(":(?=:)")
+_FIRST_COLONS = re.compile(r"(?<![A-Za-z0-9_>)\]]):(?=:)")
+
 
 def visible(text: str, *, lines: bool = False) -> str:
-    """`text` with every invisible, control or direction-changing character spelled out.
+    """`text` with every invisible, control or direction-changing character spelled out, and what starts a workflow
+    command in a log of GitHub Actions.
 
     With `lines`, newlines stay and a tab becomes four spaces; otherwise each is spelled out too.
     """
-    if text.isascii() and text.isprintable():
-        return text
-    return "".join(map(_visible_line, text)) if lines else "".join(map(_visible_char, text))
+    if not (text.isascii() and text.isprintable()):
+        text = "".join(map(_visible_line, text)) if lines else "".join(map(_visible_char, text))
+    return commandless(text) if "::" in text or "##[" in text else text
+
+
+def commandless(text: str, anywhere: bool = False) -> str:
+    """`text` with `::` spelled out where it may come to stand first on a line (with `anywhere`: everywhere), and
+    `##[`, which counts in the middle of one too."""
+    text = (_COLONS if anywhere else _FIRST_COLONS).sub(r"\\x3a", text)
+    return text.replace("##[", "\\x23#[")
 
 
 def one_line(text: str, limit: int = 400) -> str:

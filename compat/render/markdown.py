@@ -97,9 +97,9 @@ def _reference(char: str, before: str, after: str) -> str:
     return f"&#{ord(char)};" + ("&#8203;" if char in "@#" else "")
 
 
-def _block(text: str, language: str = "") -> str:
-    """`text` as a fenced block, the fence longer than any run of backticks in it."""
-    text = visible(text)
+def _block(text: str, language: str = "", lines: bool = False) -> str:
+    """`text` as a fenced block, the fence longer than any run of backticks in it; with `lines` its newlines stay."""
+    text = visible(text, lines=lines)
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}{language}\n{text}\n{fence}"

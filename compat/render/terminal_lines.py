@@ -12,7 +12,7 @@ from rich.cells import cell_len
 from rich.color import ColorSystem
 from rich.style import Style
 
-from compat.render.inert import MORE
+from compat.render.inert import MORE, commandless
 
 Line = list[tuple[str, str]]
 """Pieces of (text, rich style), the style empty where there is none."""
@@ -60,15 +60,22 @@ def pad(text: str, width: int, right: bool = False) -> str:
 
 
 def wrap(text: str, width: int, *, indent: str = "", first: str | None = None, style: str = "") -> list[Line]:
-    """`text` on as many lines as it takes (at least one), after `indent`, or `first` on the first line if given."""
+    """`text` on as many lines as it takes (at least one), after `indent`, or `first` on the first line if given.
+
+    No line begins with `::`, which a log of GitHub Actions would take for a command.
+    """
     head = indent if first is None else first
-    lines: list[str] = []
-    room = width - len(indent)
-    if text.isascii():
-        lines = textwrap.wrap(text, width, initial_indent=head, subsequent_indent=indent, break_on_hyphens=False)
-    else:
-        lines = [(head if i == 0 else indent) + part for i, part in enumerate(_wrap_wide(text, room))]
+    lines = _wrapped(text, width, head, indent)
+    if any(line.lstrip().startswith("::") for line in lines):
+        lines = _wrapped(commandless(text, anywhere=True), width, head, indent)
     return [[(line, style)] for line in lines or [head]]
+
+
+def _wrapped(text: str, width: int, head: str, indent: str) -> list[str]:
+    if text.isascii():
+        return textwrap.wrap(text, width, initial_indent=head, subsequent_indent=indent, break_on_hyphens=False)
+    parts = _wrap_wide(text, width - max(len(indent), text_width(head)))
+    return [(head if i == 0 else indent) + part for i, part in enumerate(parts)]
 
 
 def _wrap_wide(text: str, room: int) -> Iterator[str]:

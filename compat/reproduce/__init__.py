@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import re
 import zlib
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from compat.axes import ATTENTION, DTYPES, QUANTIZATIONS
-from compat.records import Check, Outcome
+from compat.records import Check, Environment, Outcome
 from compat.reproduce import bodies, text
+from compat.reproduce.expected import expected
 
 FOLDER = "reproducers"
 """Folder of a run's reproducers."""
@@ -38,6 +40,8 @@ class Subject:
     """As the run recorded them."""
     how: str = "loaded"
     """How the backend was reached: `loaded`, `switched` or `reloaded`."""
+    machine: str = ""
+    """Where it was found, in words."""
 
 
 def file_name(cell: str, check: str) -> str:
@@ -71,4 +75,28 @@ def script(check: Check, subject: Subject) -> str:
         "DEVICE_NAME": subject.device.split(":")[0],
         **body.constants,
     }
-    return text.script(constants, body.main, body.needs)
+    return text.script(constants, body.main, body.needs, about(check, subject))
+
+
+def about(check: Check, subject: Subject) -> list[tuple[str, str]]:
+    """What the head of a script says: (name, text) pairs, not inert yet."""
+    axes, packages = subject.axes, subject.packages or {}
+    scheme = "" if axes["quantization"] == "none" else f", quantized to {axes['quantization']}"
+    versions = ", ".join(f"{name} {packages[name]}" for name in text.NAMED if name in packages)
+    pairs = [
+        ("What", f"{axes['model']} in {axes['dtype']}, attention {axes['attention']}{scheme}: {check.name}"),
+        ("Expected", expected(check)),
+        ("Seen", check.reason),
+        ("With", versions),
+        ("On", ", ".join(t for t in (subject.device, subject.machine) if t)),
+    ]
+    return [(name, words) for name, words in pairs if words]
+
+
+def machine(environment: Environment) -> str:
+    """The machine in words: `2 x Example GPU, driver 580.10, CUDA 13.0, Python 3.11.9, Linux-6.8-x86_64`."""
+    gpus = [f"{count} x {name}" for name, count in Counter(g.name for g in environment.gpus).items()]
+    named = (("driver", environment.driver), ("CUDA", environment.cuda), ("Python", environment.python))
+    return ", ".join(
+        [*gpus, *(f"{n} {t}" for n, t in named if t), *([environment.platform] * bool(environment.platform))]
+    )

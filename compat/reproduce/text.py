@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 import pprint
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from compat.render.inert import label
 from compat.reproduce.carve import carved
 
 NAMED = ("torch", "transformers", "accelerate", "bitsandbytes", "peft", "optimum")
@@ -42,11 +44,12 @@ SHAPE = (
 _HEAD = '''#!/usr/bin/env python3
 """Shows one defect of the installed packages; needs torch, transformers and nothing else.
 
-Ends with 1 when the defect shows, with 0 when it does not, with 2 when it could not say. What was found, and where, is
-in the constants below; `main` is the whole experiment; what stands under it makes the weights and computes in fp64.
-Written by compat.
+Ends with 1 when the defect shows, with 0 when it does not, with 2 when it could not say. What was found, and where,
+stands in the lines and constants below; `main` is the whole experiment; what stands under it makes the weights and
+computes in fp64. Written by compat.
 """
 
+ABOUT
 from __future__ import annotations
 
 import os
@@ -192,11 +195,22 @@ def literal(value: Any) -> str:
     """`value` (plain JSON and TOML values) as Python source: nothing in it can become anything else."""
     plain = json.loads(json.dumps(value, default=str))
     shown = pprint.pformat(plain, width=116, compact=True)
-    return shown if shown.isascii() else ascii(plain)
+    shown = shown if shown.isascii() else ascii(plain)
+    return shown.replace("##[", "\\x23#[")  # the same text: a log of GitHub Actions takes the bare form for a command
 
 
-def script(constants: Mapping[str, Any], main: str, needs: Sequence[tuple[str, str]]) -> str:
-    """The whole script. Raises what `carved` raises."""
+def comment(name: str, text: str) -> str:
+    """`# name: text` on lines of at most 118 characters. All of it is ASCII without controls, so that nothing can leave
+    the comment; it may not stand on the first two lines of a file, where Python looks for an encoding."""
+    plain = label(text, 1000).encode("ascii", "backslashreplace").decode("ascii")
+    lines = textwrap.wrap(plain, 104, break_on_hyphens=False) or [plain]
+    return "\n".join(f"# {name + ':' if i == 0 else '':<10} {line}" for i, line in enumerate(lines))
+
+
+def script(
+    constants: Mapping[str, Any], main: str, needs: Sequence[tuple[str, str]], about: Sequence[tuple[str, str]] = ()
+) -> str:
+    """The whole script; `about` are (name, text) pairs for its head. Raises what `carved` raises."""
     shape = constants["ROW"].get("source") == "shape"
     imports, definitions = carved(*MODEL, *(SHAPE if shape else FILES), *needs)
     lines = sorted(
@@ -204,6 +218,7 @@ def script(constants: Mapping[str, Any], main: str, needs: Sequence[tuple[str, s
     )
     named = "\n".join(f"{name} = {literal(value)}" for name, value in constants.items())
     special = 'inf, nan = float("inf"), float("nan")\n' if re.search(r"\b(inf|nan)\b", named) else ""
-    head = _HEAD + "\n".join(lines) + "\n\n" + special + named + "\n"
+    told = "".join(comment(name, words) + "\n" for name, words in about)
+    head = _HEAD.replace("ABOUT\n", told + "\n" if told else "") + "\n".join(lines) + "\n\n" + special + named + "\n"
     model = _MODEL + (_SHAPE if shape else _FILES) + _RUN
     return f"{head}\n\n{main.strip()}\n{model}\n\n{definitions}\n{_FOOT}"

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
+from compat.history import past
 from compat.records import (
     Cell,
     Check,
@@ -27,9 +28,13 @@ from compat.records import (
     StackIdentity,
     summarize,
 )
-from compat.render import pictures, render
+from compat.render import FORMATS, pictures, render
+from compat.render.github import SUMMARY_BYTES, render_summary
 from compat.render.inert import visible
+from compat.render.issue import Tried, render_issue
 from compat.render.points import METRICS
+from compat.render.story import story_markdown, story_terminal
+from compat.story import story
 
 from .reading import MARKS, Page
 
@@ -53,6 +58,19 @@ PAYLOADS = (
     "x" * 10_000,
     "__proto__",
     "'; rm -rf / #",
+    "=cmd|' /C calc'!A0",
+    "../../../etc/passwd",
+    "..\\..\\con",
+    "${{ secrets.TOKEN }}",
+    "::error::x",
+    ":::stop-commands::x",
+    "a\n::error title=a,b::%0A::warning::c\n##[error]d",
+    "x" * 71 + "::error::late",
+    "##[add-mask]a",
+    "100%0D%0A::error::x",
+    "]]>&lt;&amp;<![CDATA[",
+    "-*- coding: utf-7 -*-",
+    '"""\nimport os\n"""',
 )
 hostile = st.one_of(
     st.sampled_from(PAYLOADS),
@@ -61,6 +79,7 @@ hostile = st.one_of(
 )
 figures = st.one_of(st.none(), st.floats(allow_nan=False, allow_infinity=False))
 LAW = settings(max_examples=25, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+FEW = settings(LAW, max_examples=12)
 
 
 REAL = {"source": "hub"}
@@ -287,6 +306,102 @@ def test_pictures_are_inert(run: Run) -> None:
             assert not [a for a in element.attrib if a.startswith("on") or "href" in a or a == "style"]
             numbers = " ".join(v for a, v in element.attrib.items() if a in ("d", "x", "y", "x1", "x2", "y1", "y2"))
             assert not re.search("nan|inf", numbers), numbers
+
+
+ANNOTATION = re.compile(r"::(error|warning) title=([^:,\r\n]*)::([^\r\n]*)")
+
+
+@LAW
+@given(runs())
+def test_annotations_are_commands_of_ours_alone(run: Run) -> None:
+    text = render(run, "annotations")
+    assert_visible(text)
+    found = [ANNOTATION.fullmatch(line) for line in text.split("\n")[:-1]]
+    assert all(found)
+    kinds = [m[1] for m in found if m is not None]
+    assert kinds.count("error") <= 10
+    assert kinds.count("warning") <= 10
+    for match in found:
+        assert match is not None
+        assert not re.search("%(?!25|3A|2C)", match[2])
+        assert not re.search("%(?!25)", match[3])
+
+
+@LAW
+@given(runs())
+def test_junit_is_inert_and_whole(run: Run) -> None:
+    text = render(run, "junit")
+    assert_visible(text)
+    root = ElementTree.fromstring(text.encode("utf-8"))
+    names = {element.tag for element in root.iter()}
+    assert names <= {
+        "testsuites", "testsuite", "testcase", "properties", "property", "failure", "error", "skipped"
+    }  # fmt: skip
+    (suite,) = root
+    assert len(list(root.iter("testcase"))) == sum(len(c.checks) or 1 for c in run.cells) == int(suite.get("tests", ""))
+    for key, tag in (("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
+        assert len(list(root.iter(tag))) == int(suite.get(key, ""))
+
+
+@LAW
+@given(runs(), st.sampled_from([SUMMARY_BYTES, 20_000, 3000, 1000]))
+def test_a_summary_is_inert_and_fits(run: Run, room: int) -> None:
+    text = render_summary(run, room)
+    assert len(text.encode("utf-8")) <= room
+    _inert_markdown(text)
+
+
+TOLD = st.sampled_from(["none", "first"])
+
+
+@LAW
+@given(runs(), TOLD, st.sampled_from([60, 100]), hostile)
+def test_a_story_is_inert(run: Run, which: str, width: int, place: str) -> None:
+    cell = run.cells[0]
+    told = story(run, cell, past(cell.id, [(place, run)]), 3)
+    name = cell.checks[0].name if which == "first" else ""
+    text = story_terminal(told, name, [(name, place)], width=width)
+    assert_visible(text)
+    for line in text.split("\n"):
+        assert cell_len(line) <= width or line.startswith(("  $ ", "  | ")), line
+    _inert_markdown(story_markdown(told, name, [(name, place)]))
+
+
+@FEW
+@given(runs(), hostile, hostile)
+def test_a_text_for_an_issue_is_inert(run: Run, script: str, output: str) -> None:
+    told = story(run, run.cells[0])
+    for tried in (None, Tried(1, output, script)):
+        _inert_markdown(render_issue(told, run.cells[0].checks[0], script, tried))
+
+
+def _inert_markdown(text: str) -> None:
+    markdown_it = pytest.importorskip("markdown_it")
+    assert_visible(text)
+    tokens = markdown_it.MarkdownIt("commonmark").enable("table").parse(text)
+    flat = [t for token in tokens for t in [token, *(token.children or [])]]
+    forbidden = {"link_open", "image", "hr", "code_block", "blockquote_open", "ordered_list_open", "em_open"}
+    assert {t.type for t in flat}.isdisjoint(forbidden)
+    for token in flat:
+        if token.type in ("html_inline", "html_block"):
+            rest = re.sub(r"</?(?:details|summary|code)>", "", token.content)
+            assert "<" not in rest, token.content
+    _check_rows(text)
+
+
+@FEW
+@given(runs(), st.sampled_from([f for f in FORMATS if f != "annotations"]), st.sampled_from([40, 80]))
+def test_nothing_is_a_command_to_a_log_of_github_actions(run: Run, format: str, width: int) -> None:
+    told = story(run, run.cells[0], past(run.cells[0].id, [("x", run)]))
+    check = run.cells[0].checks[0]
+    for text in (
+        render(run, format, width=width),
+        story_terminal(told, width=width),
+        story_markdown(told),
+        render_issue(told, check, check.reason, Tried(1, check.reason, "")),
+    ):
+        assert not [line for line in re.split("[\r\n]", text) if line.lstrip().startswith("::")]
+        assert "##[" not in text
 
 
 def _check_rows(text: str) -> None:

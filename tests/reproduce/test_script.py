@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import tokenize
 from typing import Any
 
 import pytest
@@ -11,9 +12,12 @@ from hypothesis import strategies as st
 
 from compat import reproduce
 from compat.builtin import matrix_path
+from compat.checks import CHECKS as CHECKS_OF_CELLS
+from compat.judge import criteria_tables
 from compat.matrix import read_matrix
 from compat.records import Check, Evidence, Outcome
 from compat.reproduce import Subject, file_name, script, text
+from compat.reproduce.expected import EXPECTED, FINDINGS, expected
 
 from ..render.test_hostile import PAYLOADS
 
@@ -181,3 +185,49 @@ def test_file_names_of_the_default_matrix_are_plain() -> None:
     assert file_name("gpt_neox/bf16/sdpa-math/bnb-nf4", "load") == "gpt_neox_bf16_sdpa-math_bnb-nf4--load.py"
     cells = [c.id for c in read_matrix(matrix_path("default"), "cpu").cells]
     assert len({reproduce.file_name(c, "load") for c in cells}) == len(set(cells))
+
+
+@settings(max_examples=40)
+@given(name=st.sampled_from(["What", "Seen"]), words=HOSTILE)
+def test_a_comment_holds_whatever_it_is_given(name: str, words: str) -> None:
+    made = text.comment(name, words)
+    assert made.isascii()
+    assert all(line.startswith("# ") and line.isprintable() and len(line) <= 120 for line in made.split("\n"))
+
+
+@settings(max_examples=20)
+@given(reason=HOSTILE, version=HOSTILE, machine=HOSTILE)
+def test_the_head_of_a_script_is_comments_that_change_nothing(reason: str, version: str, machine: str) -> None:
+    check = _failed("agreement", reason, case=CASES["padded"], beyond={"ratio_rms": 1.5})
+    made = script(check, Subject("c", AXES, ROW, packages={"torch": version}, machine=machine))
+    lines = made.encode("utf-8").splitlines(keepends=True)
+    assert tokenize.detect_encoding(iter(lines).__next__)[0] == "utf-8"
+    before = made.split("from __future__")[0]
+    assert len(ast.parse(before).body) == 1, "a docstring and comments"
+    compile(made, "script", "exec")
+
+
+def test_the_head_says_what_is_expected_seen_and_where() -> None:
+    check = _failed("agreement", "ratio_rms 7, pass <= 1.5", case=CASES["padded"], beyond={"ratio_rms": 1.5})
+    packages = {"torch": "2.13.0", "transformers": "5.23.0", "numpy": "2.4.6"}
+    made = script(check, Subject("c", AXES, ROW, "cuda:0", packages, machine="1 x Example GPU, Python 3.11.9"))
+    head = [" ".join(line.split()) for line in made.split("\n\n")[2].split("\n")]
+    assert head[0] == "# What: llama in bf16, attention sdpa: agreement"
+    assert head[1].startswith("# Expected: the output is as close to an fp64 computation")
+    assert head[-3:] == [
+        "# Seen: ratio_rms 7, pass <= 1.5",
+        "# With: torch 2.13.0, transformers 5.23.0",
+        "# On: cuda:0, 1 x Example GPU, Python 3.11.9",
+    ]
+
+
+@pytest.mark.parametrize("name", CHECKS_OF_CELLS.names)
+def test_what_may_be_expected_is_said_for_every_check(name: str) -> None:
+    assert expected(_failed(name)) == EXPECTED[name]
+
+
+def test_what_may_be_expected_of_a_finding_and_of_an_exception_is_its_own() -> None:
+    assert expected(CHECKS["dispatch of weights"]).startswith("output_attentions runs")
+    assert expected(_failed("load", case=RAISED["load"], raises=RAISES)).startswith("the call returns")
+    rows = {name for table in criteria_tables().values() for name in table.get("finding", ())}
+    assert set(FINDINGS) <= rows, "a finding that the criteria do not have"

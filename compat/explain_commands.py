@@ -1,0 +1,151 @@
+"""What `compat explain` and `compat schema` do: from parsed arguments to an exit code. A front end without logic."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from compat.exit_codes import FINDINGS, NOTHING, OK, USAGE
+
+if TYPE_CHECKING:
+    from compat.records import Cell, Check, Run
+    from compat.render.issue import Tried
+    from compat.story import Story
+
+
+def schema(arguments: argparse.Namespace) -> int:
+    """Print the JSON Schema of run.json."""
+    from compat.schema import text
+
+    print(text(), end="")
+    return OK
+
+
+def explain(arguments: argparse.Namespace) -> int:
+    """Tell the story of one cell of a stored run; write its script and a text for an issue where asked to."""
+    from compat import history
+    from compat.store import read_run
+    from compat.story import CellNotFound, find, find_check, story
+
+    run = read_run(arguments.stored)
+    try:
+        cell = find(run, arguments.cell)
+        check = find_check(cell, arguments.check) if arguments.check else None
+    except CellNotFound as error:
+        print(f"compat: {error}", file=sys.stderr)
+        return USAGE
+    paths, left = (arguments.history, 0) if arguments.history is not None else history.beside(arguments.stored)
+    others = history.read(paths) if arguments.history is not None else _readable(paths)
+    told = story(run, cell, history.past(cell.id, [(str(arguments.stored), run), *others]), left)
+    scripts = _scripts(run, cell, check)
+    subject, script = next(iter(scripts), (None, ""))
+    if (arguments.script or arguments.issue or arguments.attempt) and subject is None:
+        asked = f"check {check.name!r}" if check else "any check"
+        print(f"compat: {cell.id}: no script shows {asked} ({cell.reason or cell.outcome.value})", file=sys.stderr)
+        return NOTHING
+    files: dict[Path, str] = {}
+    code, tried = OK, None
+    if arguments.attempt and subject is not None:
+        tried = _tried(script)
+        if tried is None:
+            return FINDINGS
+        code = OK if tried.code == 1 else FINDINGS
+    if subject is not None and arguments.script:
+        files[arguments.script] = script
+    if subject is not None and arguments.issue and code == OK:
+        from compat.render.issue import render_issue
+
+        files[arguments.issue] = render_issue(told, subject, script, tried)
+    if arguments.out is not None:
+        files[arguments.out] = _rendered(arguments, told, [c for c, _ in scripts])
+    if wrong := _write(files):
+        print(f"compat: {wrong}", file=sys.stderr)
+        return USAGE
+    if arguments.out is None:
+        print(_rendered(arguments, told, [c for c, _ in scripts]), end="")
+    if tried is not None:
+        shows = {0: "does not show here", 1: "shows here too", 2: "could not be looked for"}.get(
+            tried.code, "is unclear"
+        )
+        print(f"\nThe script was run with {tried.packages}: exit code {tried.code}, the defect {shows}.")
+        if arguments.issue and code != OK:
+            print(f"compat: {arguments.issue} was not written: the script shows no defect here", file=sys.stderr)
+    return code
+
+
+def _readable(paths: tuple[Path, ...]) -> list[tuple[str, Run]]:
+    """The runs beside that can be read: nobody named them, so one that cannot is told and left out."""
+    from compat import history
+    from compat.store import StoreError
+
+    found = []
+    for path in paths:
+        try:
+            found += history.read([path])
+        except StoreError as error:
+            print(f"compat: left out of the history: {error}", file=sys.stderr)
+    return found
+
+
+def _scripts(run: Run, cell: Cell, wanted: Check | None) -> list[tuple[Check, str]]:
+    """The checks that have a script (of the one that is wanted, or of all), each with it."""
+    from compat.session import reproducer
+
+    asked = cell.checks if wanted is None else (wanted,)
+    return [(check, text) for check in asked if (text := reproducer(run, cell, check))]
+
+
+def _rendered(arguments: argparse.Namespace, told: Story, shown: Sequence[Check]) -> str:
+    import shutil
+
+    from compat.render.story import story_markdown, story_terminal
+
+    scripts = [(c.name, _place(arguments, told.cell.id, c, first=c is shown[0])) for c in shown]
+    name = arguments.check or ""
+    if arguments.format == "markdown":
+        return story_markdown(told, name, scripts)
+    screen = sys.stdout.isatty() and arguments.out is None
+    width = shutil.get_terminal_size((100, 24)).columns if screen else 100
+    return story_terminal(
+        told, name, scripts, width=max(60, min(width, 120)), color=screen and "NO_COLOR" not in os.environ
+    )
+
+
+def _place(arguments: argparse.Namespace, cell: str, subject: Check, first: bool) -> str:
+    """Where the script is: the file asked for, the one beside the run, or else the command that writes it."""
+    from compat import reproduce
+
+    if arguments.script is not None and first:
+        return str(arguments.script)
+    beside = arguments.stored / reproduce.FOLDER / subject.evidence.script
+    if subject.evidence.script and beside.is_file():
+        return str(beside)
+    words = ["compat", "explain", str(arguments.stored), cell, "--check", subject.name]
+    return shlex.join([*words, "--script", reproduce.file_name(cell, subject.name)]) + " writes it"
+
+
+def _tried(script: str) -> Tried | None:
+    from compat.trying import TryError, tried
+
+    try:
+        return tried(script)
+    except TryError as error:
+        print(f"compat: {error}", file=sys.stderr)
+        return None
+
+
+def _write(files: dict[Path, str]) -> str:
+    """Write every file whole; "" or what went wrong."""
+    from compat.store import write_whole
+
+    for path, text in files.items():
+        try:
+            write_whole(path, text.encode("utf-8", "backslashreplace"))
+        except OSError as error:
+            return f"{path}: {error.strerror}"
+    return ""
