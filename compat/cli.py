@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 from compat import __version__, arguments, commands, diff_commands, explain_commands, stack_commands
 from compat.exit_codes import INTERNAL, INTERRUPTED, NOTHING, OK, USAGE
+from compat.publish import command as publish_command
 
 SPEED_HELP = """\
 a point is written ROWSxTOKENS@PADDING: 4x2048@0.3 is 4 rows, the longest of 2048 tokens, with 30% of all positions
@@ -119,6 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     _stack(add.add_parser("stack", help="make, list and check environments of other package versions"))
     _stored(add)
     _diff(add)
+    publish_command.add_arguments(add.add_parser("publish", help="make a static site of stored runs"))
     return parser
 
 

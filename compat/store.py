@@ -226,6 +226,14 @@ def read_run(where: Path) -> Run:
 
     Raises StoreError naming the file.
     """
+    return read_stored(where)[0]
+
+
+def read_stored(where: Path) -> tuple[Run, bytes]:
+    """What `read_run` reads, and the bytes of its run.json, uncompressed; of a journal, those that it would have.
+
+    Raises StoreError naming the file.
+    """
     path = where
     if where.is_dir():
         found = next((where / name for name in STORED if (where / name).exists()), None)
@@ -233,11 +241,12 @@ def read_run(where: Path) -> Run:
             header, lines = read_journal(where)
             seconds = sum(line.check.seconds for line in lines)
             run = assemble(header, lines, seconds, "the run ended before this check")
-            return msgspec.structs.replace(run, run=msgspec.structs.replace(run.run, complete=False))
+            run = msgspec.structs.replace(run, run=msgspec.structs.replace(run.run, complete=False))
+            return run, encode_run(run)
         path = found
     try:
-        data = path.read_bytes()
-        return decode_run(_uncompressed(data))
+        data = _uncompressed(path.read_bytes())
+        return decode_run(data), data
     except (gzip.BadGzipFile, lzma.LZMAError, zlib.error, EOFError, ValueError) as error:
         raise StoreError(f"{path}: {error}") from error
     except OSError as error:

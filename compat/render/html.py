@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -57,7 +58,7 @@ def render_html(run: Run) -> str:
         quiet=[_group(n, g, run) for n, g in enumerate(report.not_asked, len(report.failures))],
         check_head=[symbol(o) for o in READING_ORDER if _occurs(o.value, report)],
         check_rows=_check_rows(report),
-        charts=_charts(report.speed),
+        charts=charts(report.speed),
         sections=list(html_sections(report.sections)),
         legend=LEGEND,
         command=visible(report.command),
@@ -179,7 +180,7 @@ class Bar:
     median: str
 
 
-def _charts(speed: Speed) -> list[dict[str, Any]]:
+def charts(speed: Speed) -> list[dict[str, Any]]:
     """One chart for each phase, on a shared logarithmic axis, since 2x and 0.5x are equally far from 1x."""
     measured = [p for row in speed.rows for p in (row.prefill, row.decode) if p]
     if not measured:
@@ -198,11 +199,11 @@ def _charts(speed: Speed) -> list[dict[str, Any]]:
 
     step = max(1, (high - low) // 6)
     ticks = [(f"{100 * (power - low) / (high - low):.2f}%", f"{2.0**power:g}x") for power in range(low, high + 1, step)]
-    charts = []
+    drawn = []
     for phase in PHASES:
         bars = [bar(_row_name(row), p) for row in speed.rows if (p := row.phase(phase))]
-        charts.append({"phase": phase, "bars": bars, "ticks": ticks, "one": f"{at(1.0):.2f}%"})
-    return [chart for chart in charts if chart["bars"]]
+        drawn.append({"phase": phase, "bars": bars, "ticks": ticks, "one": f"{at(1.0):.2f}%"})
+    return [chart for chart in drawn if chart["bars"]]
 
 
 def _row_name(row: SpeedRow) -> str:
@@ -231,6 +232,22 @@ def _data(run: Run, report: Report) -> str:
     for char in "<>&\u2028\u2029":
         text = text.replace(char, f"\\u{ord(char):04x}")
     return text
+
+
+def evidence_data(cells: Sequence[Cell]) -> dict[str, Any]:
+    """The evidence of `cells` as inert JSON values: names of `axes`, `checks` and `metrics`, and `cells` that refer to
+    them by number, in the form that the page's own script reads."""
+    names = list(dict.fromkeys(check.name for cell in cells for check in cell.checks))
+    checks = {name: number for number, name in enumerate(names)}
+    axes = [*AXES, *sorted({name for c in cells for name in c.axes} - set(AXES))]
+    metrics: dict[tuple[str, str, str], int] = {}
+    found = [_cell(cell, axes, checks, metrics, []) for cell in cells]
+    return {
+        "axes": [label(a) for a in axes],
+        "checks": [label(name) for name in names],
+        "metrics": [list(key) for key in metrics],
+        "cells": found,
+    }
 
 
 def _outcome(mark: Symbol) -> dict[str, str]:
