@@ -54,6 +54,14 @@ def gates(text: str) -> tuple[str, ...]:
     return _listed(text, tuple(GATES), "gate")
 
 
+def part(text: str) -> tuple[int, int]:
+    """`2/5`: the second of five parts."""
+    first, slash, second = text.partition("/")
+    if not (slash and first.isdecimal() and second.isdecimal() and 1 <= int(first) <= int(second)):
+        raise ArgumentTypeError(f"{text!r} is no part such as 1/3, 2/3 or 3/3")
+    return int(first), int(second)
+
+
 def effect(text: str) -> float:
     """A relative difference in percent: `5`, `2.5%`."""
     try:

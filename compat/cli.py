@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from compat import __version__, arguments, commands, diff_commands, explain_commands, stack_commands
+from compat import __version__, arguments, commands, diff_commands, expect_commands, explain_commands, stack_commands
 from compat.exit_codes import INTERNAL, INTERRUPTED, NOTHING, OK, USAGE
 from compat.publish import command as publish_command
 
@@ -163,7 +163,20 @@ def _run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--depth", choices=("quick", "standard", "deep"), help="how much each check looks at (default: the matrix's)"
     )
+    parser.add_argument("--shard", type=arguments.part, metavar="I/N", help="part I of N; compat merge joins them")
+    parser.add_argument(
+        "--expect", action="store_true", help="count only failures that the matrix's expectations do not name"
+    )
+    _expecting(parser, "like --expect, by this file")
+    parser.add_argument(
+        "--rerun-failures", action="store_true", help="ask unexpected failures once more (--expect does too)"
+    )
     parser.set_defaults(run=commands.run_matrix)
+
+
+def _expecting(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument("--expectations", type=Path, metavar="FILE", help=what)
+    parser.add_argument("--strict", action="store_true", help="count unexpected passes too")
 
 
 def _speed(parser: argparse.ArgumentParser) -> None:
@@ -296,6 +309,30 @@ def _diff(add: Any) -> None:
     )  # fmt: skip
     diff.add_argument("--rejudge", action="store_true", help="judge both runs by today's criteria first")
     diff.set_defaults(run=diff_commands.diff)
+
+    merge = add.add_parser("merge", help="join the runs of shards to one")
+    merge.add_argument("runs", nargs="+", metavar="RUN", help="folders, files or names, two or more")
+    merge.add_argument("--out", type=Path, metavar="DIR", required=True, help="folder of the joined run")
+    merge.add_argument(
+        "--any-machine", action="store_true", help="the same packages will do; speeds are then not compared"
+    )
+    merge.set_defaults(run=diff_commands.merge)
+
+    expect = add.add_parser("expect", help="judge a stored run by expectations: which failures are known?")
+    expect.add_argument("stored", metavar="RUN", help="a run's folder or file, or its name")
+    _expecting(expect, "the file to judge by (default: that of the run's matrix)")
+    expect.add_argument(
+        "--fail-on", type=arguments.outcomes, default=(), metavar="LIST",
+        help="outcomes that count (default: fail,crash,error,oom,timeout,degraded)",
+    )  # fmt: skip
+    expect.set_defaults(run=expect_commands.expect)
+
+    baseline = add.add_parser("baseline", help="write down what fails now, so that only what is new counts")
+    action = baseline.add_subparsers(dest="action", metavar="ACTION", required=True, parser_class=_Parser)
+    update = action.add_parser("update", help="bring a file of expectations up to a run; comments stay")
+    update.add_argument("stored", metavar="RUN", help="a run's folder or file, or its name")
+    update.add_argument("--out", type=Path, metavar="FILE", help="default: compat-baseline-DEVICE.toml")
+    update.set_defaults(run=expect_commands.update)
 
 
 def _explain(parser: argparse.ArgumentParser) -> None:

@@ -25,7 +25,16 @@ if TYPE_CHECKING:
 
 def run_matrix(arguments: argparse.Namespace) -> int:
     """Run a matrix, print its table, store the run and its reports."""
-    options = _options(arguments, checks=arguments.checks, workers=arguments.workers, depth=arguments.depth)
+    options = _options(
+        arguments,
+        checks=arguments.checks,
+        workers=arguments.workers,
+        depth=arguments.depth,
+        shard=arguments.shard,
+        expect=arguments.expect or arguments.strict,
+        expectations=arguments.expectations,
+        rerun=arguments.rerun_failures,
+    )
     return _conduct(arguments, options)
 
 
@@ -102,6 +111,10 @@ def _conduct(arguments: argparse.Namespace, options: Options) -> int:
     if session.interrupted:
         print(f"Interrupted. Continue: {_again(arguments, session, folder)}", file=sys.stderr)
         return INTERRUPTED
+    if session.book is not None:
+        from compat.expect_commands import gate
+
+        return gate(run, folder, session.book.path, arguments.fail_on, arguments.strict)
     outcomes = {c.outcome for cell in run.cells for c in cell.checks}
     if Outcome.ERROR in outcomes:
         return INTERNAL
@@ -133,6 +146,10 @@ def _again(arguments: argparse.Namespace, session: Session, folder: Path) -> str
         words += ["--checks", ",".join(options.checks)]
     words += ["--seed", str(options.seed)] if options.seed is not None else []
     words += ["--depth", options.depth] if options.depth is not None else []
+    words += ["--shard", "{}/{}".format(*options.shard)] if options.shard is not None else []
+    words += ["--expect"] if options.expect else []
+    words += ["--expectations", str(options.expectations)] if options.expectations is not None else []
+    words += ["--rerun-failures"] if options.rerun else []
     words += ["--stack", options.stack] if options.stack not in ("", CURRENT) else []
     return shlex.join([*words, "--resume", str(folder)])
 

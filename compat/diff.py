@@ -31,7 +31,7 @@ ONCE = frozenset({Outcome.OOM, Outcome.TIMEOUT})
 EFFECTIVE = ("attention", "dtype", "quantization", "kernels", "quantized_modules")
 """What held after loading, as far as a change of it matters."""
 
-SETTINGS = ("compat", "criteria", "depth", "seed", "speed", "selected", "shard")
+SETTINGS = ("compat", "criteria", "depth", "seed", "speed", "selected")
 """Settings of a run that shape its outcomes."""
 
 _NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?")
@@ -226,7 +226,7 @@ def _machine(run: Run) -> dict[str, str]:
 
 def _settings(run: Run) -> dict[str, str]:
     info = run.run
-    models = info.settings.get("models")
+    models, shard = info.settings.get("models"), info.settings.get("shard")
     digests = {
         f"model {name}": str(row.get("digest", "")) for name, row in models.items() if isinstance(row, Mapping)
     } if isinstance(models, Mapping) else {}  # fmt: skip
@@ -234,6 +234,7 @@ def _settings(run: Run) -> dict[str, str]:
         "matrix": f"{info.matrix.path} {info.matrix.sha256[:12]}".strip(),
         "stack": info.stack.name,
         **{name: _text(info.settings[name]) for name in SETTINGS if name in info.settings},
+        **({"shard": str(shard.get("part", ""))} if isinstance(shard, Mapping) else {}),
         **digests,
     }
 

@@ -37,6 +37,42 @@ def diff(arguments: argparse.Namespace) -> int:
     return FINDINGS if counts else OK
 
 
+def merge(arguments: argparse.Namespace) -> int:
+    """Join the runs of shards to one."""
+    import shutil
+
+    from compat import merge as merging
+    from compat.reproduce import FOLDER
+    from compat.session import write_reports
+    from compat.store import find_run, read_run, write_run
+
+    places = [find_run(named) for named in arguments.runs]
+    runs = [read_run(place) for place in places]
+    out = arguments.out
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        print(f"compat: {out}: already there; name a folder that is empty or new", file=sys.stderr)
+        return USAGE
+    try:
+        run = merging.merge(runs, arguments.any_machine)
+    except merging.MergeError as error:
+        print(f"compat: {error}", file=sys.stderr)
+        return USAGE
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_run(run, out)
+        for place in places:
+            scripts = (place if place.is_dir() else place.parent) / FOLDER
+            if scripts.is_dir():
+                shutil.copytree(scripts, out / FOLDER, dirs_exist_ok=True)
+        files = write_reports(run, out)
+    except OSError as error:
+        print(f"compat: {out}: {error.strerror}", file=sys.stderr)
+        return USAGE
+    whole = "" if run.run.complete else "; PARTIAL: parts are missing or did not finish"
+    print(f"Stored: {out} ({', '.join(files)}): {len(run.cells)} cells of {len(runs)} runs{whole}")
+    return OK
+
+
 def put(text: str, out: Path | None) -> bool:
     """Print `text`, or write it to a file; False (and a message) where the file takes none."""
     from compat.store import write_whole

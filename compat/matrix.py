@@ -24,7 +24,8 @@ from compat.speed_settings import SettingError, SpeedSettings, from_table
 
 SOURCES = ("probe", "shape", "package", "folder", "hub")
 
-_MATRIX_KEYS = ("title", "models", "axes", "include", "exclude", "checks", "settings", "speed", "device")
+_MATRIX_KEYS = ("title", "models", "axes", "include", "exclude", "checks", "settings", "speed", "device",
+                "expectations")  # fmt: skip
 _SETTINGS = {"seed": int, "depth": str, "timeout_seconds": (int, float), "memory_limit_bytes": int, "stack": str}
 _MODEL_KEYS: dict[str, Any] = {
     "source": str, "task": str, "type": str, "config": dict, "features": list, "package": str, "file": str,
@@ -130,6 +131,8 @@ class Matrix:
     models: dict[str, Model]
     cells: tuple[CellSpec, ...]
     settings: Settings = field(default_factory=Settings)
+    expectations: Path | None = None
+    """The file of what is known to fail, where the matrix names one."""
 
 
 def read_matrix(path: Path, device: str) -> Matrix:
@@ -157,6 +160,7 @@ def read_matrix(path: Path, device: str) -> Matrix:
             both = cell if known is None else CellSpec(**cell.axes, checks=_merged(known.checks, cell.checks))
             cells[cell.id] = both
     excluded = _exclusions(path, data, models)
+    named = _typed(path, "expectations", data.get("expectations", ""), str)
     kept = tuple(_excluded(cell, excluded) for cell in cells.values())
     return Matrix(
         path=path,
@@ -166,6 +170,7 @@ def read_matrix(path: Path, device: str) -> Matrix:
         models={name: models[name] for name in dict.fromkeys(c.model for c in kept)},
         cells=kept,
         settings=_settings(path, data),
+        expectations=_inside(path, "expectations", named) if named else None,
     )
 
 

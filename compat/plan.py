@@ -8,7 +8,7 @@ a group eager comes first, since the others are judged against it.
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable, Set
+from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass, replace
 
 from compat.axes import ATTENTION, DTYPES, QUANTIZATIONS
@@ -60,7 +60,7 @@ def make_plan(cells: Iterable[CellSpec]) -> Plan:
 
     grouped: dict[str, list[CellSpec]] = {}
     for cell in sorted((c for c in cells if not c.excluded), key=position):
-        grouped.setdefault(f"{cell.model}/{cell.dtype}/{cell.quantization}", []).append(cell)
+        grouped.setdefault(load_key(cell), []).append(cell)
     groups = tuple(
         LoadGroup(key, members[0].model, members[0].dtype, members[0].quantization, tuple(members))
         for key, members in grouped.items()
@@ -85,6 +85,31 @@ def select(
         if kept:
             chosen.append(replace(cell, checks=kept))
     return tuple(chosen)
+
+
+def load_key(cell: CellSpec) -> str:
+    """The key of the load group of `cell`."""
+    return f"{cell.model}/{cell.dtype}/{cell.quantization}"
+
+
+def shard(
+    cells: Iterable[CellSpec], index: int, count: int, seconds: Callable[[CellSpec], float]
+) -> tuple[CellSpec, ...]:
+    """Part `index` (from 1) of `count` of `cells`, in their order. No load group is cut; groups are handed out by
+    falling `seconds` to the part that has least (so the longest part is at most 4/3 of the shortest possible: Graham,
+    Bounds on multiprocessing timing anomalies, 1969). The same cells and seconds give the same parts in any order."""
+    cells = tuple(cells)
+    costs: dict[str, float] = {}
+    for cell in sorted(cells, key=lambda c: c.id):  # sums of floats depend on their order
+        costs[load_key(cell)] = costs.get(load_key(cell), 0.0) + (0.0 if cell.excluded else seconds(cell))
+    loads, members = [0.0] * count, [0] * count
+    part: dict[str, int] = {}
+    for key in sorted(costs, key=lambda k: (-costs[k], k)):
+        least = min(range(count), key=lambda i: (loads[i], members[i], i))
+        part[key] = least
+        loads[least] += costs[key]
+        members[least] += 1
+    return tuple(c for c in cells if part[load_key(c)] == index - 1)
 
 
 def by_exclusive(plan: Plan, models: Set[str] = frozenset()) -> tuple[Plan, Plan]:

@@ -23,6 +23,7 @@ from _pytest.compat import NOTSET
 from compat.records import BAD, Check, Outcome, Run
 
 if TYPE_CHECKING:
+    from compat.expect import Expectations
     from compat.matrix import CellSpec
     from compat.session import Session
 
@@ -51,6 +52,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption(
         "--compat-stack", default="", metavar="NAME", help="stack that the workers run (default: the matrix's)"
+    )
+    group.addoption("--compat-shard", metavar="I/N", help="part I of N of the load groups; compat merge joins them")
+    group.addoption(
+        "--compat-expect", action="store_true", help="known failures are xfail, by the matrix's expectations"
+    )
+    group.addoption("--compat-expectations", type=Path, metavar="FILE", help="like --compat-expect, by this file")
+    group.addoption("--compat-strict", action="store_true", help="a pass that is expected to fail fails the test")
+    group.addoption(
+        "--compat-rerun-failures", action="store_true", help="ask unexpected failures once more, in a fresh worker"
     )
     group.addoption("--compat-seed", type=int, metavar="N", help="seed of inputs (default: the matrix's)")
 
@@ -128,8 +138,14 @@ class Task:
         """Pass, skip or fail the running test as the result says."""
         __tracebackhide__ = True
         result = self.result()
+        book = self.state.book()
         if result.outcome == Outcome.PASS:
+            entry = book.broken_by(self.cell.id, result) if book is not None else None
+            if book is not None and entry is not None and self.state.config.getoption("--compat-strict"):
+                pytest.fail(f"passes, though {book.path}: {entry.key} expects a failure: {entry.told}", pytrace=False)
             return
+        if book is not None and result.outcome in FAILING and (known := book.covering(self.cell.id, result)):
+            pytest.xfail(f"{result.outcome.value}: {known.told}")
         if result.outcome in FAILING:
             pytest.fail(explain(self.cell.id, result), pytrace=False)
         pytest.skip(f"{result.outcome.value}: {result.reason}")
@@ -175,6 +191,7 @@ class _State:
             from compat import device
             from compat.matrix import MatrixError, read_matrix
             from compat.plan import make_plan, select
+            from compat.session import SessionError, part_of
 
             kind = self.config.getoption("--compat-device")
             kind = device.detect().type if kind == "auto" else kind
@@ -183,8 +200,27 @@ class _State:
             except MatrixError as error:
                 raise pytest.UsageError(str(error)) from error
             chosen = select(matrix.cells, self.config.getoption("--compat-cells"))
-            self._cells = make_plan(chosen).cells
+            try:
+                self._cells = make_plan(part_of(matrix, chosen, self._shard())).cells
+            except SessionError as error:
+                raise pytest.UsageError(str(error)) from error
         return self._cells
+
+    def _shard(self) -> tuple[int, int] | None:
+        from argparse import ArgumentTypeError
+
+        from compat.arguments import part
+
+        asked = self.config.getoption("--compat-shard")
+        try:
+            return None if asked is None else part(asked)
+        except ArgumentTypeError as error:
+            raise pytest.UsageError(f"--compat-shard: {error}") from error
+
+    def book(self) -> Expectations | None:
+        """What is known to fail here, where that was asked for."""
+        session = self.session
+        return session.here(session.book) if session is not None and session.book is not None else None
 
     def _matrix_path(self) -> Path:
         from compat.builtin import matrix_path
@@ -262,6 +298,11 @@ class _State:
             cache=option("--compat-cache"),
             stack=option("--compat-stack"),
             argv=("pytest", *self.config.invocation_params.args),
+            patterns=tuple(option("--compat-cells")) if option("--compat-shard") else (),
+            shard=self._shard(),
+            expect=option("--compat-expect") or option("--compat-strict"),
+            expectations=option("--compat-expectations"),
+            rerun=option("--compat-rerun-failures"),
         )
         try:
             self.session = prepare(options)

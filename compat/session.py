@@ -23,12 +23,14 @@ from typing import Any
 import msgspec
 
 from compat import device, environments, reproduce, run_start, stacks, store
+from compat.availability import estimate_seconds
 from compat.axes import ATTENTION, DTYPES
 from compat.axes.attention import kernel_kind
 from compat.execute.local import Configuration, LocalEngine
 from compat.execute.worker_process import default_memory_limit
+from compat.expect import FAILING, FOLDER, Expectations, of_matrix, read_expectations
 from compat.matrix import CellSpec, Matrix, MatrixError, read_matrix
-from compat.plan import Plan, make_plan, select, without
+from compat.plan import Plan, make_plan, select, shard, without
 from compat.records import Cell, Check, Environment, Gpu, Run, StackIdentity, summarize
 from compat.selftest_result import last_figure
 from compat.sharper import linked
@@ -72,6 +74,13 @@ class Options:
     """Whose interpreter the workers run: a stack's name, or its file; "" for what the matrix names, or else the current
     one."""
     argv: tuple[str, ...] = ()
+    expect: bool = False
+    """Whether known failures are told from others, by `expectations` or else by the matrix's own file."""
+    expectations: Path | None = None
+    rerun: bool = False
+    """Whether failures are asked once more, in a fresh worker; with `expect` those are that nobody expects."""
+    shard: tuple[int, int] | None = None
+    """(part, parts) of the load groups that are selected."""
 
 
 @dataclass
@@ -92,6 +101,8 @@ class Session:
     python: str = sys.executable
     against: str = ""
     """The interpreter of the stack that speed is compared with, where one was asked for."""
+    book: Expectations | None = None
+    """What is known to fail, where that was asked for."""
     on_result: Callable[[CellSpec, Check], None] = lambda cell, check: None
     engine: LocalEngine | None = None
     started: float = field(default_factory=time.monotonic)
@@ -158,8 +169,19 @@ class Session:
             baselines=self.baselines,
             python=self.python,
             against=self.against,
+            unexpected=self.unexpected,
         )
         return LocalEngine(self.remaining, configuration, self._record, self._described)
+
+    def unexpected(self, cell: CellSpec, check: Check) -> bool:
+        """Whether a result is to be asked for once more: a failure, where that was asked for, that nobody expects."""
+        if not (self.options.rerun or self.book) or check.outcome not in FAILING:
+            return False
+        return self.book is None or self.here(self.book).covering(cell.id, check) is None
+
+    def here(self, book: Expectations) -> Expectations:
+        """`book` for the device and the packages of this run."""
+        return book.on(self.device, self.header.environment.packages)
 
     def repro(self, cell: CellSpec, check: str) -> str:
         """A shell command that asks this check of this cell again."""
@@ -266,7 +288,8 @@ def prepare(options: Options) -> Session:
     matrix = read_matrix(options.matrix, kind)
     options = replace(options, stack=options.stack or matrix.settings.stack or stacks.CURRENT)
     stack, python = _interpreter(options.stack, options.cache)
-    cells = select(matrix.cells, options.patterns, options.checks, options.tasks)
+    whole = select(matrix.cells, options.patterns, options.checks)
+    cells = select(part_of(matrix, whole, options.shard), tasks=options.tasks)
     if options.speed is not None:
         cells = tuple(c for c in cells if "speed" in c.checks)
     if not cells:
@@ -278,9 +301,17 @@ def prepare(options: Options) -> Session:
     if against.endswith(".toml") or (against and not os.path.isabs(against)):  # a stack, not an interpreter
         against = _interpreter(against, options.cache)[1]
     plan = make_plan(cells)
+    book = _expectations(matrix, options)
     lanes = _lanes(kind, options.workers, detected.count if detected.type == kind else 1)
     seed = matrix.settings.seed if options.seed is None else options.seed
     settings = run_start.run_settings(seed, options.depth or matrix.settings.depth, speed)
+    if options.shard is not None:
+        places = {c.id: i for i, c in enumerate(whole)}
+        settings["shard"] = {
+            "part": "{}/{}".format(*options.shard),
+            "total": len(whole),
+            "positions": [places[c.id] for c in cells],
+        }
     if options.resume is not None:
         header, results = store.read_journal(options.resume)
         if why := run_start.changed(header, plan, matrix, settings, stack):
@@ -306,8 +337,31 @@ def prepare(options: Options) -> Session:
         except OSError as error:
             raise SessionError(f"{folder}: the run's folder cannot be written: {error.strerror}") from error
     return Session(
-        options, matrix, plan, folder, header, journal, results, kind, lanes, speed, baselines, python, against
+        options, matrix, plan, folder, header, journal, results, kind, lanes, speed, baselines, python, against, book
     )
+
+
+def part_of(matrix: Matrix, cells: tuple[CellSpec, ...], part: tuple[int, int] | None) -> tuple[CellSpec, ...]:
+    """The shard of `cells` that is asked for, balanced by the measured costs of checks."""
+    if part is None:
+        return cells
+    found = shard(cells, *part, lambda cell: estimate_seconds(matrix, (cell,)))
+    if not found and cells:
+        raise SessionError("nothing selected: shard {}/{} holds no load group; ask for fewer shards".format(*part))
+    return found
+
+
+def _expectations(matrix: Matrix, options: Options) -> Expectations | None:
+    """What is known to fail, where that was asked for. Raises ExpectationError; SessionError where there is no file."""
+    if options.expectations is None and not options.expect:
+        return None
+    path = options.expectations or of_matrix(matrix)
+    if path is None:
+        raise SessionError(
+            f"no expectations: {matrix.path} names none, and there is no {FOLDER}/{matrix.path.name} beside it; "
+            "write one (compat baseline update RUN --out FILE) or name one (--expectations FILE)"
+        )
+    return read_expectations(path)
 
 
 def _interpreter(stack: str, cache: Path | None) -> tuple[str, str]:

@@ -19,6 +19,7 @@ from typing import Any
 from compat.axes import ATTENTION, QUANTIZATIONS
 from compat.axes.attention import KERNEL_KINDS
 from compat.checks import CHECKS
+from compat.execute.again import Reruns, combined
 from compat.execute.explaining import (
     LIMIT_SECONDS,
     Explainer,
@@ -67,6 +68,8 @@ class Configuration:
     """The interpreter of the stack under test."""
     against: str = ""
     """The interpreter of the stack that speed is compared with; "" for a baseline in the stack under test."""
+    unexpected: Callable[[CellSpec, Check], bool] = lambda cell, check: False
+    """Whether a result is to be asked for once more."""
 
 
 class LocalEngine:
@@ -97,6 +100,7 @@ class LocalEngine:
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._explainer = Explainer()
+        self._reruns = Reruns(configuration.unexpected)
         self.failure: BaseException | None = None
         self._ended: list[threading.Event] = []
         """One a lane. Thread.is_alive will not do: until Python 3.13 it says False after Ctrl-C within Thread.join."""
@@ -192,13 +196,18 @@ class LocalEngine:
                 if self._stop.is_set():
                     raise Stopped
                 why_not = _why_not(load) if check != "load" else ""
-                result = not_run(check, why_not) if why_not else self._ask(worker, spec, cell, check, context)
+                last = result = not_run(check, why_not) if why_not else self._ask(worker, spec, cell, check, context)
+                if not why_not and self._reruns.asks(cell, result):
+                    worker.close()
+                    last = self._ask(worker, spec, cell, check, context)
+                    self._reruns.saw(cell, result, last)
+                    result = combined(result, last)
                 effort = self._explainer.effort(cell.model, result, first)
                 first = first and not effort
                 if asks(result):
                     result = self._explain(worker, spec, cell, result, context, effort)
                 if check == "load":
-                    load = self._loads[cell.id] = result
+                    load = self._loads[cell.id] = last  # what can be asked after it
                 self.on_result(cell, result)
 
     def _ask(self, worker: WorkerProcess, spec: dict[str, Any], cell: CellSpec, check: str, context: Context) -> Check:
