@@ -25,8 +25,10 @@ class Judged:
 
     @property
     def sign(self) -> str:
-        """`>=` where higher is better, else `<=`."""
-        return ">=" if self.measured is not None and self.measured.better == "higher" else "<="
+        """`>=` where higher is better, else `<=`; "" for what was not measured."""
+        if self.measured is None:
+            return ""
+        return ">=" if self.measured.better == "higher" else "<="
 
 
 @dataclass(frozen=True)

@@ -35,3 +35,9 @@ def clean(tmp_path_factory: pytest.TempPathFactory, probe_cache: Path) -> Run:
         for name, value in environment().items():
             patch.setenv(name, value)
         return run(write(folder, TINY), folder / "run", probe_cache)
+
+
+@pytest.fixture(autouse=True)
+def _no_step_of_github(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests in a step of GitHub Actions do not tell it of their own runs."""
+    monkeypatch.delenv("GITHUB_ACTIONS", raising=False)

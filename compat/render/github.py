@@ -43,7 +43,7 @@ RESERVE = 2000
 MESSAGE = 1500
 """Characters of an annotation's message."""
 
-ROWS = 400
+ROWS = 200
 """Rows of a table of causes."""
 
 

@@ -22,7 +22,7 @@ _INVISIBLE = re.compile(
 )
 
 _COLONS = re.compile(":(?=:)")
-_FIRST_COLONS = re.compile(r"(?<![A-Za-z0-9_>)\]]):(?=:)")
+_FIRST_COLONS = re.compile("^( *):(?=:)", re.MULTILINE)
 
 
 def visible(text: str, *, lines: bool = False) -> str:
@@ -37,9 +37,9 @@ def visible(text: str, *, lines: bool = False) -> str:
 
 
 def commandless(text: str, anywhere: bool = False) -> str:
-    """`text` with `::` spelled out where it may come to stand first on a line (with `anywhere`: everywhere), and
-    `##[`, which counts in the middle of one too."""
-    text = (_COLONS if anywhere else _FIRST_COLONS).sub(r"\\x3a", text)
+    """`text` with `::` spelled out where it stands first on a line (with `anywhere`: everywhere, for text that will be
+    broken into lines), and `##[`, which counts in the middle of one too."""
+    text = _COLONS.sub(r"\\x3a", text) if anywhere else _FIRST_COLONS.sub(r"\1\\x3a", text)
     return text.replace("##[", "\\x23#[")
 
 

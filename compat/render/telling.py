@@ -178,7 +178,7 @@ def _bounds(rows: Sequence[Judged], every: bool) -> Iterator[Pair | Table]:
         (
             _name(r.measured) if r.measured is not None else r.rule.measurement,
             _figure(r.measured) if r.measured is not None else "not measured",
-            f"{r.sign} {figure(r.bound)}" + (f" ({r.rule.passes:.4g} x stored)" if r.rule.band else ""),
+            f"{r.sign} {figure(r.bound)}".strip() + (f" ({r.rule.passes:.4g} x stored)" if r.rule.band else ""),
             symbol(r.outcome).word + (" (guard)" if r.rule.guard else ""),
         )
         for r in sorted(rows, key=lambda r: r.outcome is Outcome.PASS)
@@ -270,7 +270,7 @@ def _row(one: Past) -> tuple[str, ...]:
     known = one.run.environment.packages
     versions = [f"{n} {label(known[n], 30)}" for n in HEADLINE_PACKAGES if n in known]
     return (
-        label(one.run.run.started, 20),
+        label(one.run.run.started, 30),
         outcome,
         ", ".join([label(one.run.run.device, 20), *versions]),
         ", ".join(changes) + more or "-",

@@ -10,11 +10,16 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from compat.records import decode_run
+from compat.history import past
+from compat.records import Outcome, decode_run
 from compat.render import FORMATS, pictures, render
+from compat.render.issue import Tried, render_issue
 from compat.render.markdown import matrix_tables
+from compat.render.story import story_markdown, story_terminal
+from compat.story import Story, story
 
 from .sample_grid import grid_run
 from .sample_runs import small_run
@@ -34,6 +39,23 @@ def _picture(name: str) -> str:
     return pictures(grid_run())[f"{name}.svg"]
 
 
+def _story() -> Story:
+    """A failing cell, of a run with one before it."""
+    run = small_run()
+    cell = next(c for c in run.cells if c.id == "falcon/bf16/sdpa/none")
+    info = msgspec.structs.replace(run.run, id="20260101-000000-cd34", started="2026-01-01T00:00:00Z")
+    good = msgspec.structs.replace(cell, outcome=Outcome.PASS, checks=(cell.checks[0],))
+    before = msgspec.structs.replace(run, run=info, cells=(good,))
+    return story(run, cell, past(cell.id, [("today", run), ("before", before)]), 1)
+
+
+def _issue() -> str:
+    told = _story()
+    printed = "falcon/bf16/sdpa/none\n  ratio_rms 6188, pass <= 1.5 <- the defect\nthe defect shows\n"
+    tried = Tried(1, printed, "torch 2.13.0, transformers 5.23.0")
+    return render_issue(told, told.cell.checks[1], "import torch\n\nprint(torch.__version__)\n", tried)
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "report.txt": lambda: render(small_run(), "terminal"),
     "report-ascii-60.txt": lambda: render(small_run(), "terminal", width=60, ascii=True),
@@ -44,6 +66,12 @@ PAGES: dict[str, Callable[[], str]] = {
     "grid.txt": lambda: render(grid_run(), "terminal"),
     "grid.md": lambda: render(grid_run(), "markdown", plots="plots"),
     **{f"plots/{name}.svg": functools.partial(_picture, name) for name in DRAWN},
+    "junit.xml": lambda: render(small_run(), "junit"),
+    "github.md": lambda: render(small_run(), "github"),
+    "annotations.txt": lambda: render(small_run(), "annotations"),
+    "story.txt": lambda: story_terminal(_story()),
+    "story.md": lambda: story_markdown(_story(), scripts=[("agreement", "today/reproducers/x.py")]),
+    "issue.md": _issue,
     "run.json": lambda: render(small_run(), "json"),
 }
 
