@@ -46,7 +46,7 @@ class Browser:
         self.requests: list[str] = []
         self._profile = tempfile.mkdtemp(prefix="compat-chromium-")
         self._number, self._buffer = 0, b""
-        self._loaded = False
+        self._loaded: set[str | None] = {None}
         theirs_in, self._out = os.pipe()
         self._in, theirs_out = os.pipe()
         command = [found, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync",
@@ -71,6 +71,7 @@ class Browser:
         self._session = self._ask("Target.attachToTarget", targetId=page, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self._ask(f"{domain}.enable")
+        self._ask("Page.setLifecycleEventsEnabled", enabled=True)
         self._ask("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self._ask("Emulation.setEmulatedMedia", features=[scheme])
@@ -89,10 +90,9 @@ class Browser:
 
     def open(self, page: Path, hash: str = "") -> None:
         """Load a file and wait for its `load` event. The same file with another hash is loaded anew."""
-        self._ask("Page.navigate", url="about:blank")
-        self._loaded = False
-        self._ask("Page.navigate", url=page.resolve().as_uri() + hash)
-        self._until(lambda: self._loaded, f"{page.name} to load")
+        for address in ("about:blank", page.resolve().as_uri() + hash):
+            loader = self._ask("Page.navigate", url=address).get("loaderId")
+            self._until(lambda awaited=loader: awaited in self._loaded, f"{address} to load")
 
     def value(self, expression: str) -> Any:
         """The value of an expression in the page; a promise is waited for."""
@@ -111,7 +111,7 @@ class Browser:
 
     def press(self, key: str, *, shift: bool = False) -> None:
         """Press and release one key, as a keyboard does."""
-        code, text = KEYS.get(key, (ord(key.upper()), key))
+        code, text = KEYS[key] if key in KEYS else (ord(key.upper()), key)
         event = {"key": key, "windowsVirtualKeyCode": code, "modifiers": 8 if shift else 0}
         self._ask("Input.dispatchKeyEvent", type="keyDown", **event, **({"text": text} if text else {}))
         self._ask("Input.dispatchKeyEvent", type="keyUp", **event)
@@ -163,8 +163,8 @@ class Browser:
             return
         given = message.get("params", {})
         match message.get("method"):
-            case "Page.loadEventFired":
-                self._loaded = True
+            case "Page.lifecycleEvent" if given["name"] == "load":
+                self._loaded.add(given["loaderId"])
             case "Runtime.exceptionThrown":
                 self.console.append(str(given["exceptionDetails"].get("exception", {}).get("description", "raised")))
             case "Runtime.consoleAPICalled":

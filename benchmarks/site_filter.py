@@ -1,7 +1,8 @@
 """How fast a published site filters: 10,000 cells over 50 runs, real key presses in a headless Chromium.
 
     python benchmarks/site_filter.py                    # makes the runs, publishes them, measures (about 4 minutes)
-    python benchmarks/site_filter.py --keep DIR         # keeps runs and site there, and uses what is there already
+    python benchmarks/site_filter.py --keep DIR         # keeps runs and site there, and uses runs that are there
+    python benchmarks/site_filter.py --site DIR         # measures a site that is there
     python benchmarks/site_filter.py --out FILE         # the figures as JSON
 
 The runs are made up; only the time of the page is measured. For each key the page itself notes `performance.now()` when
@@ -16,11 +17,12 @@ import os
 import platform
 import random
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from chromium import Browser
 
 from compat.publish.site import write_site
 from compat.records import (
@@ -37,11 +39,6 @@ from compat.records import (
     summarize,
 )
 from compat.store import write_run
-
-if __package__ in (None, ""):
-    sys.path.insert(0, str(Path(__file__).parent.parent))
-
-from benchmarks.chromium import Browser
 
 DTYPES = ("fp32", "fp16", "bf16")
 ATTENTIONS = ("eager", "sdpa", "sdpa-math", "sdpa-flash", "sdpa-efficient", "sdpa-cudnn", "flash_attention_2", "flex")
@@ -134,8 +131,9 @@ def measure(site: Path) -> dict[str, Any]:
                 [" "] * 8,
             ),
             "walk the table": _keys(
-                browser, "document.querySelector('.clear').click(); "
-                "document.querySelector('#sheet button[tabindex=\"0\"]').focus()", ["ArrowDown"] * 40 + ["PageDown"] * 20,
+                browser,
+                "document.querySelector('.clear').click(); document.querySelector('#sheet [tabindex=\"0\"]').focus()",
+                ["ArrowDown"] * 40 + ["PageDown"] * 20,
             ),
             "open, next, close": _keys(browser, "0", ["Enter", *["ArrowRight"] * 10, "Escape"]),
         }  # fmt: skip
@@ -174,20 +172,23 @@ def main() -> int:
     parser.add_argument("--cells", type=int, default=10_000)
     parser.add_argument("--runs", type=int, default=50)
     parser.add_argument("--keep", type=Path, metavar="DIR")
+    parser.add_argument("--site", type=Path, metavar="DIR", help="measure this site, make nothing")
     parser.add_argument("--out", type=Path, metavar="FILE")
     given = parser.parse_args()
+    made: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = given.keep or Path(temporary)
-        paths = made_up(given.cells, given.runs, folder / "runs")
-        begun = time.perf_counter()
-        made = write_site(paths, folder / "site")
-        published = time.perf_counter() - begun
-        figures = measure(folder / "site")
+        if given.site is None:
+            paths = made_up(given.cells, given.runs, folder / "runs")
+            begun = time.perf_counter()
+            written = write_site(paths, folder / "site")
+            made["published_seconds"] = round(time.perf_counter() - begun, 1)
+            made["site_megabytes"] = round(written.megabytes, 1)
+        figures = measure(given.site or folder / "site")
     figures |= {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "load_average": round(os.getloadavg()[0], 1),
-        "published_seconds": round(published, 1),
-        "site_megabytes": round(made.megabytes, 1),
+        **made,
     }
     print(json.dumps(figures, indent=1))
     if given.out:

@@ -18,7 +18,7 @@
   const drawer = one("#drawer"), form = one("#tools form"), search = one("input[type=search]", form), since = one(".since", form);
   const clear = one(".clear", form), told = one("output", form), chips = one(".chips"), asof = one(".asof");
   const state = { run: history.shown, outcomes: new Set(), picks: new Map(), q: "", changed: false, cell: null };
-  let view = viewed(run), matched = [];
+  let view = viewed(run), later = 0;
   const sheet = compatSheet(one("#sheet"), history, (i) => show(i));
   const selects = [];
 
@@ -59,8 +59,7 @@
       match[i] = !state.outcomes.size || state.outcomes.has(letter);
       if (match[i]) kept += 1;
     }
-    matched = match;
-    sheet.show({ letters, match, word, open: state.cell });
+    sheet.show({ letters, match, word });
     for (const chip of chips.children) {
       const letter = chip.dataset.letter;
       chip.setAttribute("aria-pressed", String(state.outcomes.has(letter)));
@@ -221,7 +220,7 @@
     if (event.key === "ArrowRight") step(1);
   });
   form.addEventListener("submit", (event) => event.preventDefault());
-  search.addEventListener("input", () => { state.q = search.value.trim(); apply(); remember(); });
+  search.addEventListener("input", () => { state.q = search.value.trim(); apply(); clearTimeout(later); later = setTimeout(remember, 300); });
   one("input", since).addEventListener("change", (event) => { state.changed = event.target.checked; changed(); });
   clear.addEventListener("click", () => {
     Object.assign(state, { outcomes: new Set(), picks: new Map(), q: "", changed: false });

@@ -5,10 +5,10 @@ function compatSheet(box, history, act) {
   const { make, one } = compatSite;
   const { outcomes, absent } = compatWords;
   const axis = Object.fromEntries(["model", "dtype", "attention", "quantization"].map((name) => [name, history.axes.indexOf(name)]));
-  const AROUND = 12;
+  const AROUND = 4;
   const value = (numbers, name) => numbers[axis[name]] < 0 ? "" : history.values[axis[name]][numbers[axis[name]]];
   const plan = laid();
-  let columns = [], rows = [], height = 27, from = -1, to = -1, state = null, active = null;
+  let columns = [], rows = [], height = 27, from = -1, to = -1, state = null, active = null, open = null, top = 0, tall = 900;
   const heads = make("thead"), group = make("colgroup"), body = make("tbody");
   const table = make("table", { className: "sheet" }, make("caption", { className: "vh" }, "Outcome of every cell: models and dtypes down, quantizations and attention backends across"), group, heads, body);
   box.replaceChildren(table);
@@ -57,7 +57,7 @@ function compatSheet(box, history, act) {
     group.replaceChildren(make("col", { className: "names" }), ...columns.map(() => make("col", { className: "one" })));
   }
 
-  // `next`: {letters: cell -> letter, match: cell -> true or false, keep: column -> true or false, word: cell -> text}
+  // `next`: {letters: cell -> letter, match: cell -> true or false, word: cell -> text}
   function show(next) {
     state = next;
     const used = new Set();
@@ -78,20 +78,22 @@ function compatSheet(box, history, act) {
     if (!active || !rows.includes(active.row) || !columns.includes(active.column)) active = firstCell();
     draw(true);
   }
-  function firstCell() {
-    for (const row of rows) for (const column of columns) if (row.at.has(column.key)) return { row, column };
+  function firstCell(after = 0) {
+    for (const row of rows.slice(after)) for (const column of columns) if (row.at.has(column.key)) return { row, column };
     return null;
   }
   function draw(anew) {
-    const first = Math.max(0, Math.floor(box.scrollTop / height) - AROUND);
-    const last = Math.min(rows.length, Math.ceil((box.scrollTop + box.clientHeight) / height) + AROUND);
+    top = Math.min(top, Math.max(0, rows.length * height - tall + 200));
+    const first = Math.max(0, Math.floor(top / height) - AROUND);
+    const last = Math.min(rows.length, Math.ceil((top + tall) / height) + AROUND);
     if (!anew && first >= from && last <= to && from >= 0) return;
     const low = anew ? first : Math.max(0, first - AROUND), high = anew ? last : Math.min(rows.length, last + AROUND);
     const held = body.contains(document.activeElement);
     from = low; to = high;
+    // Tab reaches the table at a cell in view, unless the focus is on another already
+    const place = active ? rows.indexOf(active.row) : -1;
+    if (!held && (place < low || place >= high)) active = firstCell(Math.ceil(top / height)) || firstCell();
     body.replaceChildren(gap(low), ...rows.slice(low, high).map((row, n) => line(row, low + n)), gap(rows.length - high));
-    const sample = one("tr.row", body);
-    if (sample && sample.offsetHeight && Math.abs(sample.offsetHeight - height) > 0.5) height = sample.offsetHeight;
     if (held) { const back = at(active); if (back) back.focus({ preventScroll: true }); else box.focus({ preventScroll: true }); }
   }
   function gap(count) {
@@ -101,44 +103,46 @@ function compatSheet(box, history, act) {
     row.hidden = !count;
     return row;
   }
+  // Cells are copies of one element for each look
+  const looks = new Map();
+  function look(letter, off) {
+    const key = letter + (off ? " off" : "");
+    if (!looks.has(key)) {
+      const shown = outcomes[letter] || absent;
+      looks.set(key, make("td", {}, make("button", { type: "button", tabIndex: -1, className: "cell o-" + shown.slug + (off ? " off" : "") }, shown.mark)));
+    }
+    return looks.get(key).cloneNode(true);
+  }
+  const none = make("td", {}, make("span", { className: "cell o-absent" }, absent.mark));
   function line(row, number) {
     const name = make("th", { scope: "row", title: [row.model, row.dtype, row.more].filter(Boolean).join(" ") },
       make("span", { className: row.starts ? "model" : "model again" }, row.model), make("span", { className: "dtype" }, [row.dtype, row.more].filter(Boolean).join(" ")));
     const made = make("tr", { className: row.starts ? "row starts" : "row" }, name);
     made.setAttribute("aria-rowindex", String(number + 3));
-    for (const column of columns) {
+    const places = columns.map((column) => {
       const i = row.at.get(column.key);
-      const place = document.createElement("td");
+      const place = i === undefined ? none.cloneNode(true) : look(state.letters[i], !state.match[i]);
       if (column.first) place.className = "first";
-      if (i === undefined) {
-        const none = document.createElement("span");
-        none.className = "cell o-absent";
-        none.textContent = absent.mark;
-        place.append(none);
-      } else place.append(button(i, row, column));
-      made.append(place);
-    }
-    return made;
-  }
-  function button(i, row, column) {
-    const letter = state.letters[i], shown = outcomes[letter] || absent;
-    const made = document.createElement("button");
-    made.type = "button";
-    made.className = "cell o-" + shown.slug + (state.match[i] ? "" : " off") + (i === state.open ? " now" : "");
-    made.textContent = shown.mark;
-    made.dataset.i = i;
-    made.tabIndex = active && active.row === row && active.column === column ? 0 : -1;
-    made.setAttribute("aria-label", state.word(i));
-    made.title = state.word(i);
+      if (i !== undefined) {
+        const button = place.firstChild;
+        button.dataset.i = i;
+        button.setAttribute("aria-label", state.word(i));
+        if (active && active.row === row && active.column === column) button.tabIndex = 0;
+        if (i === open) button.classList.add("now");
+      }
+      return place;
+    });
+    made.append(...places);
     return made;
   }
   function at(place) {
     return place && place.row.at.has(place.column.key) ? one('button[data-i="' + place.row.at.get(place.column.key) + '"]', body) : null;
   }
   function reach(place) {
-    const top = rows.indexOf(place.row) * height, headed = heads.offsetHeight;
-    if (top < box.scrollTop) box.scrollTop = top;
-    else if (top + height > box.scrollTop + box.clientHeight - headed) box.scrollTop = top + height - box.clientHeight + headed;
+    const begins = rows.indexOf(place.row) * height, headed = heads.offsetHeight;
+    if (begins < box.scrollTop) box.scrollTop = begins;
+    else if (begins + height > box.scrollTop + box.clientHeight - headed) box.scrollTop = begins + height - box.clientHeight + headed;
+    top = box.scrollTop;
     draw(false);
     for (const other of body.querySelectorAll('button[tabindex="0"]')) other.tabIndex = -1;
     active = place;
@@ -170,8 +174,16 @@ function compatSheet(box, history, act) {
       if (rows[row].at.has(columns[column].key)) { reach({ row: rows[row], column: columns[column] }); return; }
     }
   }
-  box.addEventListener("scroll", () => draw(false), { passive: true });
-  new ResizeObserver(() => draw(false)).observe(box);
+  // Where the box is scrolled to and how tall it and a row are is read when it changes, so that drawing never waits for
+  // a layout of its own
+  box.addEventListener("scroll", () => { top = box.scrollTop; draw(false); }, { passive: true });
+  new ResizeObserver(() => {
+    const sample = one("tr.row", body);
+    tall = Math.max(box.clientHeight, 200);
+    top = box.scrollTop;
+    if (sample && sample.offsetHeight) height = sample.offsetHeight;
+    if (state) draw(false);
+  }).observe(box);
   body.addEventListener("keydown", walk);
   body.addEventListener("click", (event) => {
     const button = event.target.closest("button");
@@ -179,11 +191,20 @@ function compatSheet(box, history, act) {
     active = place(Number(button.dataset.i));
     act(Number(button.dataset.i));
   });
+  body.addEventListener("mouseover", (event) => {
+    const button = event.target.closest("button");
+    if (button && !button.title) button.title = button.getAttribute("aria-label");
+  });
   addEventListener("beforeprint", () => { from = 0; to = rows.length; body.replaceChildren(...rows.map(line)); });
   addEventListener("afterprint", () => draw(true));
   return {
     show,
-    open(i) { state.open = i; draw(true); },
+    open(i) {
+      open = i;
+      const now = one(".now", body), next = i === null ? null : one('button[data-i="' + i + '"]', body);
+      if (now) now.classList.remove("now");
+      if (next) next.classList.add("now");
+    },
     focus(i) { const found = place(i); if (found) reach(found); else box.focus(); },
     order() { return rows.flatMap((row) => columns.map((column) => row.at.get(column.key)).filter((i) => i !== undefined && state.match[i])); },
   };
