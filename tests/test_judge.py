@@ -55,7 +55,7 @@ def _sent_home() -> dict[str, dict[str, str]]:
     """Check -> measurement -> direction, as the published runs hold them; and what only other depths or machines
     measure, as the worker's sources name it."""
     found: dict[str, dict[str, str]] = {check: {} for check in CHECKS.names}
-    for folder in ("cpu", "h200"):
+    for folder in ("cpu", "h200", "bettertransformer-cpu", "onnxruntime-cpu"):
         for cell in read_run(REPORTS / folder).cells:
             for check in cell.checks:
                 found[check.name] |= {m.name: m.better for m in check.measurements}

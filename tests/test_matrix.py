@@ -73,7 +73,7 @@ def test_checks_of_a_cell_named_twice_are_merged_in_the_order_of_the_registry() 
 def test_patterns_stand_for_every_known_name_that_fits() -> None:
     axes = {"model": ["gpt*"], "dtype": ["*16"], "attention": ["sdpa-?????"], "quantization": ["bnb-nf4*"]}
     cells = _read(block("axes", axes))
-    assert {c.model for c in cells} == {"gpt2", "gpt_bigcode", "gpt_neox", "gpt_oss"}
+    assert {c.model for c in cells} == {"gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox", "gpt_oss", "gptj"}
     assert {c.dtype for c in cells} == {"fp16", "bf16"}
     assert {c.attention for c in cells} == {"sdpa-flash", "sdpa-cudnn"}
     assert {c.quantization for c in cells} == {"bnb-nf4", "bnb-nf4-dq"}
@@ -193,6 +193,9 @@ BAD: dict[str, tuple[str, str, str]] = {
     "exclude with a reason that says nothing": (
         AXES_TEXT + '[[exclude]]\nmodel = ["llama"]\nreason = ""\n', "exclude[0].reason", ""),
     "title is a number": ("title = 1\n" + AXES_TEXT, "title", "not a str"),
+    "unknown stack": (AXES_TEXT + '[settings]\nstack = "onnxruntim"\n', "settings.stack", "'onnxruntime'"),
+    "stack outside": (AXES_TEXT + '[settings]\nstack = "../x.toml"\n', "settings.stack", "leaves the folder"),
+    "stack that is no text": (AXES_TEXT + "[settings]\nstack = 3\n", "settings.stack", "not a str"),
     "bool for int": (AXES_TEXT + "[settings]\nseed = true\n", "settings.seed", "is a bool"),
     "bool for number": (AXES_TEXT + "[settings]\ntimeout_seconds = true\n", "settings.timeout_seconds", "is a bool"),
     "float for int": (AXES_TEXT + "[settings]\nseed = 1.5\n", "settings.seed", "not a int"),

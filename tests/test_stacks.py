@@ -373,3 +373,15 @@ def test_workers_run_in_the_overlay_and_the_run_says_so(tmp_path: Path, probe_ca
 
 def test_stack_errors_are_matrix_errors_for_the_command() -> None:
     assert issubclass(StackFileError, MatrixError), "so that they end it with exit code 4"
+
+
+def test_a_matrix_names_its_stack_and_an_option_another(tmp_path: Path) -> None:
+    named = TINY + '\n[settings]\nstack = "bare.toml"\n'
+    write(tmp_path, BARE, "bare.toml")
+    matrix = write(tmp_path, named)
+    with pytest.raises(SessionError, match=r"compat stack create .*bare"):
+        prepare(Options(matrix, device="cpu", cache=tmp_path / "cache", out=tmp_path / "a"))
+    session = prepare(Options(matrix, device="cpu", cache=tmp_path / "cache", out=tmp_path / "b", stack="current"))
+    session.journal.close()
+    assert (session.options.stack, session.header.run.stack.name) == ("current", "current")
+    assert "--stack" not in session.repro(session.plan.cells[0], "load")

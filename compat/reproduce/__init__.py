@@ -57,10 +57,10 @@ def script(check: Check, subject: Subject) -> str:
     """The reproducer of `check`, or "" where there is none."""
     if check.outcome not in SHOWN and not check.evidence.minimal.get("raises"):
         return ""
-    body = bodies.of(check, subject.axes, str(subject.row.get("task", "")))
-    if body is None:
-        return ""
     attention, scheme = ATTENTION[subject.axes["attention"]], QUANTIZATIONS[subject.axes["quantization"]]
+    body = bodies.of(check, subject.axes, str(subject.row.get("task", "")))
+    if body is None or attention.provider is not None:  # a graph, which a script would have to export first
+        return ""
     constants: dict[str, Any] = {
         "CELL": subject.cell,
         "FOUND": f"{check.name} is {check.outcome.value}: {check.reason}",
