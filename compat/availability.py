@@ -12,8 +12,8 @@ import tomllib
 from functools import cache
 from pathlib import Path
 
-from compat.axes import ATTENTION, DTYPES, QUANTIZATIONS
-from compat.device import memory_bytes, no_room
+from compat.axes import ATTENTION, DTYPES, MODES, QUANTIZATIONS
+from compat.device import detect, memory_bytes, no_room
 from compat.matrix import CellSpec, Matrix, Model
 
 _NEEDS = {"flash_attention_2": "flash-attn", "flash_attention_3": "flash-attn-3", "flash_attention_4": "flash-attn-4"}
@@ -39,6 +39,12 @@ def missing(cell: CellSpec, model: Model, device: str) -> str:
     library = QUANTIZATIONS[cell.quantization].library
     if library and not _installed(library):
         return f"{library} is not installed"
+    mode = MODES[cell.mode]
+    if mode.needs and not _installed(mode.needs):
+        return f"{mode.needs} is not installed"
+    gpus = detect().count if mode.gpus and device == "cuda" else 0
+    if mode.gpus > gpus:
+        return f"{cell.mode} needs {mode.gpus} GPUs, and there are {gpus}"
     weights = weights_bytes(cell, model)
     if weights and (reason := no_room(weights, _memory(device), device)):
         return reason

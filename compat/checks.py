@@ -9,6 +9,7 @@ import fnmatch
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from compat.axes.mode import MODES, PLAIN, mode_of
 from compat.axes.registry import Registry
 
 TEXT_TASKS = ("causal-lm", "masked-lm", "seq2seq-lm", "feature-extraction")
@@ -25,6 +26,14 @@ EVERY_TASK = (*ALL_TASKS, *COMPOSITE_TASKS)
 DEPTHS = ("quick", "standard", "deep")
 """How much a check looks at, from least to most: time for sight."""
 
+EVERY_MODE = ("*",)
+
+UNCOMPILED = (
+    PLAIN,
+    *(m.name for m in MODES if m.family in ("placement", "adapter", "pruning")),
+)
+"""Modes in which a call of another kind costs no compilation of many seconds, and has a cache."""
+
 
 @dataclass(frozen=True)
 class CheckKind:
@@ -37,6 +46,10 @@ class CheckKind:
     """Axis -> values or patterns, for a check that has something to ask of these cells only."""
     excepted: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Axis -> values or patterns of cells that it has nothing to ask of: a graph has no modules and no gradients."""
+    modes: tuple[str, ...] = (PLAIN,)
+    """Patterns of the modes (`axes/mode.py`) in which it has something to ask."""
+    mode_tasks: tuple[str, ...] = EVERY_TASK
+    """Of the tasks, those of which it asks something in a mode that is not plain."""
     shapes: bool = False
     """Whether it has something to ask of a model of random weights, of which only speed and memory mean anything."""
     exclusive: bool = False
@@ -45,11 +58,14 @@ class CheckKind:
 
     def applies(self, task: str, axes: Mapping[str, str]) -> bool:
         """Whether the check has something to ask of a cell with these axis values."""
+        mode = mode_of(axes)
+        asked_in = any(fnmatch.fnmatchcase(mode, p) for p in self.modes)
+        of_task = task in self.tasks and (mode == PLAIN or task in self.mode_tasks)
 
         def fits(named: Mapping[str, tuple[str, ...]]) -> list[bool]:
             return [any(fnmatch.fnmatchcase(axes[axis], p) for p in patterns) for axis, patterns in named.items()]
 
-        return task in self.tasks and all(fits(self.only)) and not any(fits(self.excepted))
+        return of_task and asked_in and all(fits(self.only)) and not any(fits(self.excepted))
 
 
 CHECKS = Registry(
@@ -59,15 +75,42 @@ CHECKS = Registry(
             "load",
             "does it load, and is what was asked for what runs?",
             tasks=EVERY_TASK,
+            modes=EVERY_MODE,
             shapes=True,
             timeout_seconds=600.0,
         ),
-        CheckKind("agreement", "is it as close to the fp64 reference as eager in the same dtype is?", tasks=EVERY_TASK),
-        CheckKind("padding", "does padding change anything that it must not?", tasks=TEXT_TASKS),
-        CheckKind("cache", "does decoding from a cache give what the whole sequence gives?", tasks=GENERATING_TASKS),
+        CheckKind(
+            "mode",
+            "did what was to be done with the model take effect, and what does it change?",
+            modes=tuple(m.name for m in MODES if m.name != PLAIN),
+            timeout_seconds=600.0,
+        ),
+        CheckKind(
+            "agreement",
+            "is it as close to the fp64 reference as eager in the same dtype is?",
+            tasks=EVERY_TASK,
+            modes=EVERY_MODE,
+            timeout_seconds=600.0,
+        ),
+        CheckKind(
+            "padding",
+            "does padding change anything that it must not?",
+            tasks=TEXT_TASKS,
+            modes=EVERY_MODE,
+            timeout_seconds=600.0,
+        ),
+        CheckKind(
+            "cache",
+            "does decoding from a cache give what the whole sequence gives?",
+            tasks=GENERATING_TASKS,
+            modes=UNCOMPILED,
+        ),
         CheckKind(
             "generation",
             "does generate follow the model, and the pipeline follow generate?",
+            # pipelines are made of plain models
+            modes=UNCOMPILED,
+            mode_tasks=GENERATING_TASKS,
             # a forced SDPA kernel walks the code of `sdpa`; its kernel is what the other checks look at
             only={"attention": ("eager", "sdpa", "flash_*", "flex_*", "bettertransformer", "onnxruntime*")},
         ),
@@ -87,6 +130,7 @@ CHECKS = Registry(
             "determinism",
             "does the same input give the same answer, whatever ran before it or beside it?",
             tasks=(*ALL_TASKS, "image-text-to-text"),
+            modes=(PLAIN, *(m.name for m in MODES if m.kind == "what")),
         ),
         CheckKind(
             "dispatch",

@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 
 from compat import calibration, speed_figures
-from compat.axes import ATTENTION, DTYPES
+from compat.axes import ATTENTION, DTYPES, MODES, PLAIN, mode_of
 from compat.axes.attention import kernel_kind
 from compat.checks import CHECKS
 from compat.kernel_paths import path_findings
@@ -42,11 +42,20 @@ class Context:
     """Of the model's row, for figures that were stored of it."""
 
     def values(self, name: str) -> frozenset[str]:
-        """The value of an axis, or of `device`, `real` or `feature`, as a set."""
+        """The value of an axis, or of `device`, `real` or `feature`, as a set. Rows for eager attention speak of the
+        yardstick itself, so they do not hold for eager attention that is run in another way."""
         if name == "feature":
             return self.features
-        own = {"device": self.device, "real": "yes" if self.real else "no"}
+        if name == "attention" and self.axes["attention"] == "eager" and not self.own_yardstick:
+            return frozenset({"eager, another way"})
+        own = {"device": self.device, "real": "yes" if self.real else "no", "mode": mode_of(self.axes)}
         return frozenset({own.get(name) or self.axes.get(name, "")})
+
+    @property
+    def own_yardstick(self) -> bool:
+        """Whether the cell is what the others of its load group are judged against: eager attention, run plainly. In a
+        mode that is another way to the same function (`axes/mode.py`) eager attention has a yardstick as all others."""
+        return self.axes["attention"] == "eager" and MODES[mode_of(self.axes)].kind != "how"
 
     def band(self, check: str, measurement: str) -> float | None:
         """The stored figure of clean runs for this cell, if there is one."""
@@ -405,16 +414,23 @@ def _explained(rule: Rule, measured: Measurement, outcome: Outcome, normal: floa
 
 
 def by_facts(check: Check, context: Context) -> list[Verdict]:
-    """Findings of `load` and `dispatch`: what was asked for against what was seen."""
+    """Findings of `load` and `dispatch`: what was asked for against what was seen; of any check, calls that did not go
+    the way that its mode asks for."""
+    missed = check.evidence.facts.get("mode_missed")
+    found = [("mode-missed", f"{missed} calls did not go the way of {mode_of(context.axes)}")] if missed else []
     if check.name == "dispatch":
         return _of_findings("dispatch", path_findings(context.axes["attention"], check.evidence.facts))
     if check.name != "load":
-        return []
-    facts, found = check.evidence.facts, []
+        return _of_findings(check.name, found)
+    facts, mode = check.evidence.facts, MODES[mode_of(context.axes)]
+    found += _mode_findings(mode.name, facts.get("mode"))
     requested = ATTENTION[context.axes["attention"]]
     if facts.get("attention") != requested.effective:
         found.append(("attention-differs", f"asked for {requested.effective}, effective {facts.get('attention')}"))
-    found += _kernel_findings(requested.name, check.evidence.kernels, "no-attention" in context.features)
+    # inductor makes one kernel of what eager attention and the math path of SDPA are composed of
+    composed = mode.family == "compile" and requested.kinds <= {"eager", "sdpa math"}
+    unseen = composed or "no-attention" in context.features
+    found += _kernel_findings(requested.name, check.evidence.kernels, unseen)
     if str(facts.get("switch", "")).startswith(("ignored", "said")):
         found.append(("switch-ignored", f"set_attn_implementation {facts['switch']}"))
     wanted = DTYPES[context.axes["dtype"]].torch_name
@@ -427,9 +443,18 @@ def by_facts(check: Check, context: Context) -> list[Verdict]:
     if facts.get("training"):
         found.append(("training-mode", "the loaded model is in training mode"))
     devices = facts.get("devices", [])
-    if any(not d.startswith(context.device) for d in devices):
+    if mode.family != "placement" and any(not d.startswith(context.device) for d in devices):
         found.append(("device-differs", f"asked for {context.device}, parameters are on {', '.join(devices)}"))
     return _of_findings("load", found)
+
+
+def _mode_findings(mode: str, seen: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """Whether a mode that was asked for took effect; a plain cell says nothing of it."""
+    if seen is None:
+        return [] if mode == PLAIN else [("mode-absent", f"asked for {mode}, and nothing was seen of it")]
+    if seen["held"] == "nothing to do":
+        return [("mode-without-effect", f"asked for {mode}: {seen['words']}")]
+    return [] if seen["held"] == "yes" else [("mode-absent", f"asked for {mode}: {seen['words']}")]
 
 
 def _of_findings(check: str, found: Sequence[tuple[str, str]]) -> list[Verdict]:

@@ -12,11 +12,11 @@ import itertools
 import json
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from compat.axes import ATTENTION, AXES, DTYPES, QUANTIZATIONS, nearest
+from compat.axes import ALL_AXES, ATTENTION, AXES, DTYPES, MODES, PLAIN, QUANTIZATIONS, nearest
 from compat.builtin import matrices_folder, stack_names
 from compat.checks import CHECKS, DEPTHS, EVERY_TASK
 from compat.device import DEVICE_TYPES
@@ -37,6 +37,10 @@ _REQUIRED = {
     "probe": ("type",), "shape": ("type", "config"), "package": ("package", "file", "distribution"),
     "folder": ("path",), "hub": ("repo",),
 }  # fmt: skip
+
+
+NO_MODE = "not asked: a model that was converted or exported is another one already"
+"""Why a mode leaves out the backends that convert or export a model themselves."""
 
 
 class MatrixError(ValueError):
@@ -93,15 +97,16 @@ class CellSpec:
     quantization: str
     checks: tuple[str, ...]
     excluded: str = ""
+    mode: str = PLAIN
 
     @property
     def axes(self) -> dict[str, str]:
-        """Axis -> value, in the order of the id."""
-        return {name: getattr(self, name) for name in AXES}
+        """Axis -> value, in the order of the id; without `mode` where that is plain."""
+        return {name: getattr(self, name) for name in (AXES if self.mode == PLAIN else ALL_AXES)}
 
     @property
     def id(self) -> str:
-        """E.g. `llama/bf16/flash_attention_2/bnb-nf4`."""
+        """E.g. `llama/bf16/flash_attention_2/bnb-nf4`, and `llama/bf16/sdpa/none/compile` in a mode."""
         return "/".join(self.axes.values())
 
 
@@ -157,7 +162,7 @@ def read_matrix(path: Path, device: str) -> Matrix:
     for key, block in blocks:
         for cell in _product(path, key, block, models, checks):
             known = cells.get(cell.id)
-            both = cell if known is None else CellSpec(**cell.axes, checks=_merged(known.checks, cell.checks))
+            both = cell if known is None else replace(cell, checks=_merged(known.checks, cell.checks))
             cells[cell.id] = both
     excluded = _exclusions(path, data, models)
     named = _typed(path, "expectations", data.get("expectations", ""), str)
@@ -262,26 +267,39 @@ def _product(
     path: Path, key: str, block: dict[str, Any], models: dict[str, Model], checks: tuple[str, ...]
 ) -> Iterable[CellSpec]:
     """Every combination of a block's axis values, in the order in which they are written."""
-    _known_keys(path, key, block, (*AXES, "checks"))
-    known = {"model": tuple(models), "dtype": DTYPES.names, "attention": ATTENTION.names,
-             "quantization": QUANTIZATIONS.names}  # fmt: skip
+    _known_keys(path, key, block, (*ALL_AXES, "checks"))
+    known = _known_values(models)
     for axis in AXES:
         if axis not in block:
             raise MatrixError(path, f"{key}.{axis}", "is missing; every block names all four axes")
+    block = {"mode": [PLAIN], **block}
     shapes = tuple(name for name, model in models.items() if model.shape)
     values = {
         axis: _names(path, f"{key}.{axis}", block[axis], known[axis], True, shapes if axis == "model" else ())
-        for axis in AXES
+        for axis in ALL_AXES
     }
     asked = _names(path, f"{key}.checks", block["checks"], CHECKS.names) if "checks" in block else checks
     if "checks" in block and set(values["model"]) <= set(shapes):
         _of_shapes(path, f"{key}.checks", asked)
     for combination in itertools.product(*values.values()):
-        axes = dict(zip(AXES, combination, strict=True))
+        axes = dict(zip(ALL_AXES, combination, strict=True))
         task = models[axes["model"]].task
         able = [c for c in asked if CHECKS[c].shapes or axes["model"] not in shapes]
         applicable = tuple(c for c in able if CHECKS[c].applies(task, axes))
-        yield CellSpec(**axes, checks=applicable)
+        backend = ATTENTION[axes["attention"]]
+        other = axes["mode"] != PLAIN and (backend.convert or backend.provider)
+        yield CellSpec(**axes, checks=applicable, excluded=NO_MODE if other else "")
+
+
+def _known_values(models: dict[str, Model]) -> dict[str, tuple[str, ...]]:
+    """Axis -> the values that a block may name."""
+    return {
+        "model": tuple(models),
+        "dtype": DTYPES.names,
+        "attention": ATTENTION.names,
+        "quantization": QUANTIZATIONS.names,
+        "mode": MODES.names,
+    }
 
 
 def _of_shapes(path: Path, key: str, asked: tuple[str, ...]) -> None:
@@ -295,16 +313,15 @@ def _of_shapes(path: Path, key: str, asked: tuple[str, ...]) -> None:
 
 def _exclusions(path: Path, data: dict[str, Any], models: dict[str, Model]) -> list[tuple[dict[str, Any], str]]:
     """(axis -> values, reason) of each [[exclude]]."""
-    known = {"model": tuple(models), "dtype": DTYPES.names, "attention": ATTENTION.names,
-             "quantization": QUANTIZATIONS.names}  # fmt: skip
+    known = _known_values(models)
     rules = []
     for i, block in enumerate(_tables(path, "exclude", data)):
         key = f"exclude[{i}]"
-        _known_keys(path, key, block, (*AXES, "reason"))
+        _known_keys(path, key, block, (*ALL_AXES, "reason"))
         reason = _typed(path, f"{key}.reason", block.get("reason"), str)
         if not reason.strip():
             raise MatrixError(path, f"{key}.reason", "is empty")
-        axes = {a: _names(path, f"{key}.{a}", block[a], known[a], patterns=True) for a in AXES if a in block}
+        axes = {a: _names(path, f"{key}.{a}", block[a], known[a], patterns=True) for a in ALL_AXES if a in block}
         if not axes:
             raise MatrixError(path, key, "names no axis, so it would leave out everything")
         rules.append((axes, reason))
@@ -313,8 +330,8 @@ def _exclusions(path: Path, data: dict[str, Any], models: dict[str, Model]) -> l
 
 def _excluded(cell: CellSpec, rules: list[tuple[dict[str, Any], str]]) -> CellSpec:
     for axes, reason in rules:
-        if all(cell.axes[axis] in values for axis, values in axes.items()):
-            return CellSpec(**cell.axes, checks=cell.checks, excluded=reason)
+        if all(getattr(cell, axis) in values for axis, values in axes.items()):
+            return replace(cell, excluded=reason)
     return cell
 
 

@@ -1,8 +1,8 @@
 """From cells to work: load groups in the order in which they run, and what is left of them. Pure.
 
-In: expanded cells. Out: a `Plan`. A load group shares model, dtype and quantization, so that one load and one reference
-serve every attention backend in it. Groups of one model stand together, so that its checkpoint is read once; inside
-a group eager comes first, since the others are judged against it.
+In: expanded cells. Out: a `Plan`. A load group shares model, dtype, quantization and mode, so that one load and one
+reference serve every attention backend in it. Groups of one model stand together, so that its checkpoint is read once;
+inside a group eager comes first, since the others are judged against it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import fnmatch
 from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass, replace
 
-from compat.axes import ATTENTION, DTYPES, QUANTIZATIONS
+from compat.axes import ATTENTION, DTYPES, MODES, PLAIN, QUANTIZATIONS
 from compat.checks import CHECKS
 from compat.matrix import CellSpec
 
@@ -25,6 +25,7 @@ class LoadGroup:
     dtype: str
     quantization: str
     cells: tuple[CellSpec, ...]
+    mode: str = PLAIN
 
 
 @dataclass(frozen=True)
@@ -50,10 +51,11 @@ def make_plan(cells: Iterable[CellSpec]) -> Plan:
     cells = tuple(cells)
     models = {name: i for i, name in enumerate(dict.fromkeys(c.model for c in cells))}
 
-    def position(cell: CellSpec) -> tuple[int, int, int, int]:
+    def position(cell: CellSpec) -> tuple[int, int, int, int, int]:
         return (
             models[cell.model],
             QUANTIZATIONS.names.index(cell.quantization),
+            MODES.names.index(cell.mode),
             DTYPES.names.index(cell.dtype),
             ATTENTION.names.index(cell.attention),
         )
@@ -62,8 +64,9 @@ def make_plan(cells: Iterable[CellSpec]) -> Plan:
     for cell in sorted((c for c in cells if not c.excluded), key=position):
         grouped.setdefault(load_key(cell), []).append(cell)
     groups = tuple(
-        LoadGroup(key, members[0].model, members[0].dtype, members[0].quantization, tuple(members))
-        for key, members in grouped.items()
+        LoadGroup(key, first.model, first.dtype, first.quantization, members, first.mode)
+        for key, members in ((key, tuple(own)) for key, own in grouped.items())
+        for first in members[:1]
     )
     return Plan(groups, tuple(c for c in cells if c.excluded))
 
@@ -88,8 +91,8 @@ def select(
 
 
 def load_key(cell: CellSpec) -> str:
-    """The key of the load group of `cell`."""
-    return f"{cell.model}/{cell.dtype}/{cell.quantization}"
+    """The key of the load group of `cell`: what one load can serve."""
+    return f"{cell.model}/{cell.dtype}/{cell.quantization}" + (f"/{cell.mode}" if cell.mode != PLAIN else "")
 
 
 def shard(

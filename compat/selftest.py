@@ -22,7 +22,7 @@ from typing import Any, TextIO
 import msgspec
 
 from compat import __version__, progress
-from compat.axes import AXES, nearest
+from compat.axes import axes_of, nearest
 from compat.builtin import matrix_path
 from compat.checks import CHECKS
 from compat.execute.local import NEEDS_FRESH_WORKER, check_request, group_spec
@@ -132,7 +132,7 @@ class SelfTest:
         return msgspec.structs.replace(result, environment=environment, stack=stack_identity(environment))
 
     def _cell(self, identity: str) -> CellSpec:
-        axes = dict(zip(AXES, identity.split("/"), strict=True))
+        axes = axes_of(identity)
         task = self.models[axes["model"]].task
         checks = tuple(c for c in CHECKS.names if c not in LEFT_OUT and CHECKS[c].applies(task, axes))
         return CellSpec(**axes, checks=checks)

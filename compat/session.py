@@ -24,7 +24,7 @@ import msgspec
 
 from compat import device, environments, reproduce, run_start, stacks, store
 from compat.availability import estimate_seconds
-from compat.axes import ATTENTION, DTYPES
+from compat.axes import ATTENTION, DTYPES, PLAIN, mode_of
 from compat.axes.attention import kernel_kind
 from compat.execute.local import Configuration, LocalEngine
 from compat.execute.worker_process import default_memory_limit
@@ -421,7 +421,15 @@ def effective(axes: Mapping[str, str], load: Check) -> dict[str, Any]:
         "dtype": next((d.name for d in DTYPES if d.torch_name == largest), largest),
         "quantization": axes["quantization"] if modules else "none",
         **({"quantized_modules": modules} if quantization else {}),
+        **_effective_mode(axes, facts),
     }
+
+
+def _effective_mode(axes: Mapping[str, str], facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The mode that held, `plain` where the one asked for did not; nothing in a cell that asks for none."""
+    if mode_of(axes) == PLAIN:
+        return {}
+    return {"mode": mode_of(axes) if facts.get("mode", {}).get("held") == "yes" else PLAIN}
 
 
 def describe(described: dict[str, Any]) -> Environment:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from compat.axes import ATTENTION, AXES, DTYPES, QUANTIZATIONS, nearest
+from compat.axes import ALL_AXES, ATTENTION, AXES, DTYPES, MODES, PLAIN, QUANTIZATIONS, nearest
 
 if TYPE_CHECKING:
     from compat.matrix import CellSpec
@@ -284,7 +284,7 @@ def _point(key: str, value: Any) -> Item:
 
 def read_baseline(key: str, value: Any) -> str:
     """`eager`, or a cell's id of which any part may be `*`: an attention backend alone stands for `*/*/BACKEND/*`.
-    Raises SettingError."""
+    A baseline of four parts is a plain cell. Raises SettingError."""
     if not isinstance(value, str):
         raise SettingError(key, f"{value!r} is not text")
     if value == EAGER:
@@ -295,12 +295,12 @@ def read_baseline(key: str, value: Any) -> str:
             problem = f"{value!r} is neither an attention backend nor a cell's id"
             raise SettingError(key, problem, nearest(value, ATTENTION.names))
         return f"*/*/{value}/*"
-    if len(parts) != len(AXES):
+    if len(parts) not in (len(AXES), len(ALL_AXES)):
         raise SettingError(
-            key, f"{value!r} is no id: MODEL/DTYPE/ATTENTION/QUANTIZATION, with * for `as the cell's own`"
+            key, f"{value!r} is no id: MODEL/DTYPE/ATTENTION/QUANTIZATION[/MODE], with * for `as the cell's own`"
         )
-    known = (None, DTYPES.names, ATTENTION.names, QUANTIZATIONS.names)
-    for axis, part, names in zip(AXES, parts, known, strict=True):
+    known = (None, DTYPES.names, ATTENTION.names, QUANTIZATIONS.names, MODES.names)
+    for axis, part, names in zip(ALL_AXES, parts, known, strict=False):
         if names is not None and part != "*" and part not in names:
             raise SettingError(key, f"{value!r}: unknown {axis} {part!r}", nearest(part, names))
     return value
@@ -317,8 +317,9 @@ def baselines(cells: Iterable[CellSpec], known: Iterable[CellSpec], baseline: st
     runs = {cell.id: cell for cell in known if not cell.excluded}
     found = {}
     for cell in cells:
-        own = cell.axes.values()
-        wanted = "/".join(mine if part == "*" else part for part, mine in zip(baseline.split("/"), own, strict=True))
+        own = [getattr(cell, axis) for axis in ALL_AXES]
+        parts = [mine if part == "*" else part for part, mine in zip(baseline.split("/"), own, strict=False)]
+        wanted = "/".join(parts[: len(AXES)] if parts[len(AXES) :] == [PLAIN] else parts)
         model = wanted.split("/")[0]
         if wanted not in runs:
             raise SettingError(

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compat.axes import AXES
+from compat.axes import axes_of
 from compat.builtin import matrix_path
 from compat.checks import CHECKS
 from compat.faults import CLASSES, Fault, catalogue, fault
@@ -42,7 +42,7 @@ def test_a_fault_names_cells_and_checks_that_exist(name: str) -> None:
     assert not set(one.cells) & set(one.spared), f"{name} both touches and spares a cell"
     applicable = set()
     for cell in (*one.cells, *one.spared):
-        axes = dict(zip(AXES, cell.split("/"), strict=True))
+        axes = axes_of(cell)
         assert axes["model"] in models, f"{name}: {cell} is of no model in models.toml"
         if cell in one.cells:
             applicable |= {c for c in CHECKS.names if CHECKS[c].applies(models[axes["model"]].task, axes)}

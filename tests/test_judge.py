@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 import compat.worker
 from compat import judge as judging
 from compat import kernel_paths
-from compat.axes import ATTENTION, AXES, DTYPES, QUANTIZATIONS
+from compat.axes import ALL_AXES, ATTENTION, DTYPES, MODES, PLAIN, QUANTIZATIONS
 from compat.builtin import matrices_folder
 from compat.checks import CHECKS
 from compat.device import DEVICE_TYPES
@@ -37,6 +37,7 @@ CPU = "cpu"
 def context(attention: str = "sdpa", dtype: str = "bf16", quantization: str = "none", **more: Any) -> Context:
     """A cell of the llama probe."""
     axes = {"model": more.get("model", "llama"), "dtype": dtype, "attention": attention, "quantization": quantization}
+    axes |= {"mode": more["mode"]} if more.get("mode", PLAIN) != PLAIN else {}
     return Context(axes, more.get("device", CPU), more.get("real", False), frozenset(more.get("features", ())))
 
 
@@ -101,10 +102,10 @@ def test_every_rule_has_a_source_and_speaks_of_what_a_check_measures(rule: Rule)
 def test_every_rule_holds_for_some_cell_and_names_known_values(rule: Rule) -> None:
     known = {"dtype": DTYPES.names, "attention": ATTENTION.names, "quantization": QUANTIZATIONS.names,
              "device": DEVICE_TYPES, "real": ("yes", "no"), "feature": sorted({f for m in MODELS for f in m.features}),
-             "model": [m.name for m in MODELS]}  # fmt: skip
+             "model": [m.name for m in MODELS], "mode": MODES.names}  # fmt: skip
     for conditions in (rule.only, rule.excepted):
         for key, values in conditions.items():
-            assert key in (*AXES, "device", "real", "feature"), f"{key} is nothing that a rule can ask"
+            assert key in (*ALL_AXES, "device", "real", "feature"), f"{key} is nothing that a rule can ask"
             assert all(fnmatch.filter(known[key], v) for v in values), f"{key}: {values}"
     earlier = [
         r
@@ -133,7 +134,7 @@ def _all_contexts() -> list[Context]:
         for r in (True, False)
         for f in features
         for m in models
-    ]
+    ] + [context(features=f, mode=mode) for f in features for mode in MODES.names if mode != PLAIN]
 
 
 def test_every_finding_that_is_used_has_an_outcome_and_every_outcome_is_used() -> None:

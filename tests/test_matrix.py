@@ -165,7 +165,7 @@ BAD: dict[str, tuple[str, str, str]] = {
     # name: (text, key that the message names, nearest valid value or a part of the problem)
     "unknown top-level key": ("exclued = []\n" + AXES_TEXT, "exclued", "'exclude'"),
     "unknown key in axes": (AXES_TEXT + 'quantisation = ["none"]\n', "axes.quantisation", "'quantization'"),
-    "unknown key in include": (AXES_TEXT + '[[include]]\nmodle = ["llama"]\n', "include[0].modle", "'model'"),
+    "unknown key in include": (AXES_TEXT + '[[include]]\natention = ["llama"]\n', "include[0].atention", "'attention'"),
     "unknown key in exclude": (AXES_TEXT + '[[exclude]]\nreasons = "x"\n', "exclude[0].reasons", "'reason'"),
     "unknown key in settings": (AXES_TEXT + "[settings]\nsede = 1\n", "settings.sede", "'seed'"),
     "unknown model": (_axis("model", '["lama"]'), "axes.model", "'llama'"),

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from compat.axes import ATTENTION, QUANTIZATIONS
+from compat.axes import ATTENTION, PLAIN, QUANTIZATIONS
 from compat.axes.attention import KERNEL_KINDS
 from compat.checks import CHECKS
 from compat.execute.again import Reruns, combined
@@ -202,7 +202,8 @@ class LocalEngine:
                     last = self._ask(worker, spec, cell, check, context)
                     self._reruns.saw(cell, result, last)
                     result = combined(result, last)
-                effort = self._explainer.effort(cell.model, result, first)
+                # hooks and smaller calls say nothing of a compiled graph or of weights that come and go
+                effort = self._explainer.effort(cell.model, result, first) if cell.mode == PLAIN else ""
                 first = first and not effort
                 if asks(result):
                     result = self._explain(worker, spec, cell, result, context, effort)
@@ -294,6 +295,7 @@ def group_spec(group: LoadGroup, model: Model, device: str, cache: Path, seed: i
         "cache": str(cache),
         "seed": seed,
         "depth": depth,
+        "mode": group.mode,
     }
 
 

@@ -33,6 +33,21 @@ ORDER: dict[str, tuple[str, ...]] = {
         "flash_attention_4",
         "flex_attention",
     ),
+    "mode": (
+        "compile",
+        "compile-fullgraph",
+        "compile-static",
+        "export",
+        "device-map-auto",
+        "max-memory",
+        "cpu-offload",
+        "disk-offload",
+        "two-gpus",
+        "lora",
+        "lora-merged",
+        "pruned-50",
+        "sparse-2:4",
+    ),
 }
 """Well-known values come first, in this order; others, and all models, keep the order of the run."""
 
@@ -103,10 +118,16 @@ def panels(cells: Sequence[Cell]) -> tuple[Panel, ...]:
             extras += ((REPEAT, str(seen[coordinates])),)
         places.setdefault((extras, axis_value(cell, "quantization")), []).append(cell)
     everyone = tuple(dict.fromkeys(axis_value(c, "model") for c in cells))
-    all_extras = sorted({extras for extras, _ in places}, key=lambda e: (len(e), e))
+    modes = in_order("mode", (axis_value(c, "mode") for c in cells))
+    all_extras = sorted({extras for extras, _ in places}, key=lambda e: (len(e), _rank(e, modes), e))
     quantizations = in_order("quantization", (q for _, q in places))
     keys = [(e, q) for e in all_extras for q in quantizations if (e, q) in places]
     return tuple(_panel(extras, q, places[extras, q], everyone) for extras, q in keys)
+
+
+def _rank(extras: Extras, modes: Sequence[str]) -> int:
+    """Where the mode among `extras` stands in its order."""
+    return next((modes.index(value) for name, value in extras if name == "mode"), -1)
 
 
 def _panel(extras: Extras, quantization: str, cells: Sequence[Cell], everyone: tuple[str, ...]) -> Panel:

@@ -103,7 +103,9 @@ def _text(axes: tuple[str, ...], box: Box, everything: set[tuple[str, ...]]) -> 
         possible = frozenset(p[i] for p in everything if all(p[j] in allowed[j] for j in others))
         words[i], allowed[i] = _values(axes[i], box[i], possible, frozenset(p[i] for p in everything))
     plain = [words[i] for i, axis in enumerate(axes) if axis in AXES]
-    further = [f"{label(a, 40)}={words[i]}" for i, a in enumerate(axes) if a not in AXES and box[i] != {""}]
+    said = [i for i, a in enumerate(axes) if a not in AXES and box[i] != {""}]
+    # a mode that is not plain is the fifth part of an id
+    further = [words[i] if axes[i] == "mode" and "" not in box[i] else f"{label(axes[i], 40)}={words[i]}" for i in said]
     return "/".join(plain + further)
 
 

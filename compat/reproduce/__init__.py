@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from compat.axes import ATTENTION, DTYPES, QUANTIZATIONS
+from compat.axes import ATTENTION, DTYPES, PLAIN, QUANTIZATIONS, mode_of
 from compat.records import Check, Environment, Outcome
 from compat.reproduce import bodies, text
 from compat.reproduce.expected import expected
@@ -56,6 +56,8 @@ def file_name(cell: str, check: str) -> str:
 def script(check: Check, subject: Subject) -> str:
     """The reproducer of `check`, or "" where there is none."""
     if check.outcome not in SHOWN and not check.evidence.minimal.get("raises"):
+        return ""
+    if mode_of(subject.axes) != PLAIN:  # a script loads a model and calls it, as a plain cell does
         return ""
     attention, scheme = ATTENTION[subject.axes["attention"]], QUANTIZATIONS[subject.axes["quantization"]]
     body = bodies.of(check, subject.axes, str(subject.row.get("task", "")))

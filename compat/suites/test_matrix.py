@@ -15,6 +15,11 @@ def test_load(compat_task: Task) -> None:
     compat_task.expect_pass()
 
 
+def test_mode(compat_task: Task) -> None:
+    """Did what was to be done with the model take effect, and what does it change?"""
+    compat_task.expect_pass()
+
+
 def test_agreement(compat_task: Task) -> None:
     """Is it as close to the fp64 reference as eager in the same dtype is?"""
     compat_task.expect_pass()

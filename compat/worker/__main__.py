@@ -91,7 +91,11 @@ class _Session:
             return {"status": "error", "injection": f"{type(error).__name__}: {error}", "exception": _exception(error)}
 
         def asked() -> dict[str, Any]:
-            report = CHECKS[request["check"]](self._group(request["group"]), request["attention"])
+            group = self._group(request["group"])
+            before = group.missed_calls
+            report = CHECKS[request["check"]](group, request["attention"])
+            if group.missed_calls > before:
+                report.facts["mode_missed"] = group.missed_calls - before
             return {
                 "measurements": report.measurements,
                 "facts": report.facts,

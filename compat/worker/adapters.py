@@ -20,7 +20,7 @@ from compat.worker.calls import under_test
 from compat.worker.group import Group, Loaded
 from compat.worker.metrics import rms
 from compat.worker.report import Report
-from compat.worker.training import Batch, Lesson, reference_step, step, trainable
+from compat.worker.training import Batch, Lesson, Step, reference_step, step, trainable
 
 RANK = 4
 ALPHA = 12
@@ -56,7 +56,7 @@ def measure(group: Group, loaded: Loaded, taught: Lesson, batch: Batch, report: 
     except ImportError:
         report.facts["adapter"] = "peft is not installed"
         return
-    paths = _linears(group)
+    paths = linears(group.reference.model)
     if not paths:
         report.facts["adapter"] = "no linear layer"
         return
@@ -66,7 +66,12 @@ def measure(group: Group, loaded: Loaded, taught: Lesson, batch: Batch, report: 
         key = f"adapter {taught.rows.key()}"
         if key not in group.kept:
             group.kept[key] = _reference(group, taught, found)
-        r = group.kept[key]
+        compare(group, found, o, group.kept[key], report)
+
+
+def compare(group: Group, found: list[Adapter], o: Step, r: Step, report: Report) -> None:
+    """Put the figures of one training step of the adapters `found` into `report`: `o` with all its gradients, `r` of a
+    reference whose weights are W + s B A, with those of these weights."""
     eps = torch.finfo(group.dtype).eps
     expected: dict[str, torch.Tensor] = {}
     for adapter in found:
@@ -89,10 +94,9 @@ def measure(group: Group, loaded: Loaded, taught: Lesson, batch: Batch, report: 
         report.facts["adapter_worst"] = max(errors, key=lambda n: errors[n])
 
 
-def _linears(group: Group) -> list[str]:
+def linears(model: Any) -> list[str]:
     """Paths of the linear layers but the output head, and but the output of a state-space mixer, whose fused kernel
     reads the weight itself: peft refuses it."""
-    model = group.reference.model
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     mixers = {f"{p}.out_proj" for p, m in model.named_modules() if hasattr(m, "A_log")}
     return [p for p, m in model.named_modules() if m is not head and p not in mixers and is_linear(m)]
@@ -107,11 +111,10 @@ def is_linear(module: Any) -> bool:
 def _adapted(peft: Any, group: Group, model: Any, paths: list[str]) -> Iterator[tuple[Any, list[Adapter]]]:
     """`model` with an adapter of drawn weights on every linear layer; as it was, afterwards."""
     trainables = {n: p.requires_grad for n, p in model.named_parameters()}
-    config = peft.LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, target_modules=paths, bias="none")
     with under_test("adapter"):
-        wrapped = peft.get_peft_model(model, config)
+        wrapped = peft.get_peft_model(model, configured(peft, paths))
     try:
-        yield wrapped.train(), _draw(group, model, set(paths))
+        yield wrapped.train(), draw(model, group.reference.model, set(paths))
     finally:
         with under_test("adapter"):
             wrapped.unload()
@@ -120,15 +123,21 @@ def _adapted(peft: Any, group: Group, model: Any, paths: list[str]) -> Iterator[
             parameter.requires_grad_(trainables[name])
 
 
-def _draw(group: Group, model: Any, paths: set[str]) -> list[Adapter]:
-    """Give every adapter in `model` weights drawn from its path; B is zero otherwise, and A had no gradient."""
+def configured(peft: Any, paths: list[str]) -> Any:
+    """The configuration of an adapter on the linear layers at `paths`."""
+    return peft.LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, target_modules=paths, bias="none")
+
+
+def draw(model: Any, plain: Any, paths: set[str]) -> list[Adapter]:
+    """Give every adapter in `model` weights drawn from its place, of a size that goes by the weights of `plain`; B is
+    zero otherwise, and A had no gradient."""
     found: list[Adapter] = []
     for path, module in model.named_modules():
         if not (hasattr(module, "lora_A") and "default" in module.lora_A and path in paths):
             continue  # experts, which peft adapts by itself beside linear layers of the same name: B stays zero there
         a, b = module.lora_A["default"].weight, module.lora_B["default"].weight
         generator = torch.Generator().manual_seed(len(found) + 31)
-        stored = group.reference.model.get_submodule(path)
+        stored = plain.get_submodule(path)
         size = SIZE * rms(stored.weight.detach()) / (ALPHA / RANK * RANK**0.5)
         with torch.no_grad():
             a.copy_(torch.randn(a.shape, generator=generator))

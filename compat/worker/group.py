@@ -21,7 +21,8 @@ import torch
 import transformers
 
 from compat import device as machine
-from compat.worker import bettertransformer, checkpoints, dequantize, onnx_runtime, probes, shapes, stack_api
+from compat.axes.mode import MODES, PLAIN
+from compat.worker import bettertransformer, checkpoints, dequantize, modes, onnx_runtime, probes, shapes, stack_api
 from compat.worker.calls import StackError, under_test
 from compat.worker.dispatch import forced_sdpa_kernel, synchronize
 from compat.worker.inputs import Rows, Source, output_of, unpadded
@@ -58,6 +59,8 @@ class GroupSpec:
     seed: int = 0
     depth: str = "standard"
     key: str = ""
+    mode: str = PLAIN
+    """What is done with a loaded model before it is used (compat.axes.mode)."""
     speed: dict[str, Any] = field(default_factory=dict)
     """What the speed check is asked beyond its own: `points` ([rows, tokens, padding share] each), `budget_seconds`,
     `baseline` (`group`, `attention`, `cell`; absent: eager), `extras`. The only part that may differ between requests
@@ -80,6 +83,15 @@ class Loaded:
     and converted) or `exported` (to a graph of ONNX Runtime's)."""
     facts: dict[str, Any] = field(default_factory=dict)
     load_seconds: float | None = None
+    call: Any = None
+    """What a forward calls in place of the model, in a mode that is another way to the same function."""
+    way: Any = None
+    """What that mode keeps of its own (compat.worker.modes)."""
+
+    @property
+    def own_yardstick(self) -> bool:
+        """Whether this is what the other backends are judged against."""
+        return self.attention["name"] == "eager" and self.way is None
 
     @property
     def alone(self) -> bool:
@@ -101,7 +113,7 @@ class Loaded:
         """The model's own output object. Raises StackError(phase="forward")."""
         self.activate()
         with under_test("forward"), forced_sdpa_kernel(self.attention["sdpa_kernel"]), torch.no_grad():
-            output = self.model(**inputs)
+            output = (self.call or self.model)(**inputs)
             synchronize(self.group.device)
         return output
 
@@ -143,9 +155,13 @@ class Group:
         self.row = spec.row
         self.task: str = spec.row["task"]
         self.dtype = DTYPES[spec.dtype]
+        self.mode = MODES[spec.mode]
         self.device = torch.device(spec.device)
         self._masters = masters
         self._loaded: dict[str, Loaded] = {}
+        self._ways: dict[str, Loaded] = {}
+        self.changes: Any = None
+        """What a mode that makes another function of the model did to its weights (compat.worker.modes)."""
         self._reference_outputs: dict[str, list[torch.Tensor]] = {}
         self._eager_outputs: dict[str, list[torch.Tensor]] = {}
         self._cacheless_outputs: dict[str, list[torch.Tensor]] = {}
@@ -201,7 +217,18 @@ class Group:
         return quantizable_parameters(self.master)
 
     def loaded(self, attention: dict[str, Any]) -> Loaded:
-        """The model with `attention`. Raises StackError (phase `load` or `switch`), Unavailable."""
+        """The model with `attention`, in the group's mode. Raises StackError (phase `load` or `switch`, or that of the
+        mode), Unavailable."""
+        if self.mode.kind != "how":
+            return self.plain(attention)
+        name = attention["name"]
+        if name not in self._ways:
+            self._ways[name] = modes.way(self, attention)
+        return self._ways[name]
+
+    def plain(self, attention: dict[str, Any]) -> Loaded:
+        """The model with `attention`, called as it was loaded: of two ways to one function the ordinary one. Raises
+        StackError (phase `load` or `switch`), Unavailable."""
         name = attention["name"]
         if name not in self._loaded:
             self._loaded[name] = self._load(attention)
@@ -213,7 +240,7 @@ class Group:
             # eager always comes first, so that switching is asked for whichever cells were selected; where it does not
             # load, the backend is loaded directly
             with contextlib.suppress(StackError):
-                self.loaded(EAGER)
+                self.plain(EAGER)
         if attention.get("convert"):
             return self._from_checkpoint(attention, "converted", {})
         if attention.get("provider"):
@@ -241,25 +268,41 @@ class Group:
             facts["switch"] = f"ignored: asked for {implementation}, stayed {stays}"
         return self._from_checkpoint(attention, "reloaded", facts)
 
-    def _from_checkpoint(self, attention: dict[str, Any], how: str, facts: dict[str, Any]) -> Loaded:
-        asked, scheme = (self.dtype, attention["implementation"], self.device), self.spec.quantization
-        empty = self.master if self.shape else None
-        facts = {**facts, **stack_api.mended(scheme["library"])}
+    def _from_checkpoint(
+        self, attention: dict[str, Any], how: str, facts: dict[str, Any], placement: dict[str, Any] | None = None
+    ) -> Loaded:
+        facts = {**facts, **stack_api.mended(self.spec.quantization["library"])}
         started = time.perf_counter()
-        with stack_api.default_dtype_kept(), under_test("load"):
-            if self.shape:
-                model = shapes.from_pretrained(self.checkpoint, empty, *asked, scheme)
-            else:
-                model = from_pretrained(self.checkpoint, self.task, *asked, scheme if scheme["library"] else None)
-            synchronize(self.device)
+        model = self.untouched(attention, placement)
         if attention.get("convert"):
             with under_test("convert"):
                 model = bettertransformer.convert(model)
             facts = {**facts, "converted": bettertransformer.replaced_modules(model)}
         seconds = time.perf_counter() - started
-        self._note_quantized(model)
-        self._bytes_at_load[id(model)] = weights_bytes(model)
+        if self.mode.kind == "what":
+            facts = facts | modes.change(self, model, self._note_quantized)
+        else:
+            self._note_quantized(model)
+            self._bytes_at_load[id(model)] = weights_bytes(model)
         return Loaded(self, attention, model, how, facts, seconds)
+
+    def untouched(self, attention: dict[str, Any], placement: dict[str, Any] | None = None) -> Any:
+        """The model as it comes from the checkpoint, whatever the mode. Raises StackError(phase="load")."""
+        asked, scheme = (self.dtype, attention["implementation"], self.device), self.spec.quantization
+        empty = self.master if self.shape else None
+        with stack_api.default_dtype_kept(), under_test("load"):
+            if self.shape:
+                model = shapes.from_pretrained(self.checkpoint, empty, *asked, scheme)
+            else:
+                quantized = scheme if scheme["library"] else None
+                model = from_pretrained(self.checkpoint, self.task, *asked, quantized, placement)
+            synchronize(self.device)
+        return model
+
+    @property
+    def missed_calls(self) -> int:
+        """Calls, up to now, that a mode which is another way to the same function did not take that way."""
+        return sum(int(x.way.missed) for x in self._ways.values())
 
     def graph(self, attention: dict[str, Any]) -> onnx_runtime.Asked:
         """What is asked of ONNX Runtime for `attention`."""
@@ -272,12 +315,12 @@ class Group:
             model = onnx_runtime.load(self.graph(attention))
         return Loaded(self, attention, model, "exported", {"graph": True}, time.perf_counter() - started)
 
-    def fresh(self, attention: dict[str, Any]) -> Loaded:
-        """Load `attention` once more, for what must not meet a model that others have run; not kept. Raises
-        StackError(phase="load")."""
-        return (
-            self._exported(attention) if attention.get("provider") else self._from_checkpoint(attention, "reloaded", {})
-        )
+    def fresh(self, attention: dict[str, Any], placement: dict[str, Any] | None = None) -> Loaded:
+        """Load `attention` once more, for what must not meet a model that others have run; not kept. `placement`:
+        further keywords of `from_pretrained`, which then places the weights. Raises StackError(phase="load")."""
+        if attention.get("provider"):
+            return self._exported(attention)
+        return self._from_checkpoint(attention, "reloaded", {}, placement)
 
     def reload(self, attention: dict[str, Any], facts: dict[str, Any]) -> Loaded:
         """Load `attention` from the checkpoint although switching said that it took effect; replaces what was
@@ -326,7 +369,7 @@ class Group:
     def eager(self) -> Loaded:
         """The yardstick. Raises NoYardstick when eager attention cannot be loaded."""
         try:
-            return self.loaded(EAGER)
+            return self.plain(EAGER)
         except StackError as error:
             raise NoYardstick(f"eager attention did not load: {error}") from error
 
@@ -335,13 +378,15 @@ class Group:
     @cached_property
     def reference(self) -> Reference:
         """fp64 with this group's weights: as rounded to the dtype, and as dequantized."""
-        if self.spec.quantization["library"] and not self._loaded:
-            _ = self.eager  # loading notes the dequantized weights
+        if (self.spec.quantization["library"] or self.mode.kind == "what") and not self._loaded:
+            _ = self.eager  # loading notes the dequantized weights, and what the mode made of them
         reference = Reference(self.master, self.device, self._reference_dtype())
         reference.round_weights(self.dtype)
         for path, weight in self._dequantized.items():
             transposed = type(self.master.get_submodule(path)).__name__ == "Conv1D"
             reference.set_weight(path, weight.t() if transposed else weight)
+        if self.changes is not None:
+            self.changes.to_reference(reference)
         return reference
 
     def _reference_dtype(self) -> torch.dtype:
@@ -414,6 +459,10 @@ class Group:
     def close(self) -> None:
         """Let go of everything on the device."""
         self._loaded.clear()
+        for way in self._ways.values():
+            way.way.close()
+        self._ways.clear()
+        self.changes = None
         self._reference_outputs.clear()
         self._eager_outputs.clear()
         self._cacheless_outputs.clear()

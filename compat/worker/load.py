@@ -24,10 +24,12 @@ def from_pretrained(
     implementation: str,
     device: torch.device,
     quantization: dict[str, Any] | None = None,
+    placement: dict[str, Any] | None = None,
 ) -> Any:
-    """The model of `task` on `device`, in the mode in which the library leaves it (eval). Raises whatever the library
-    raises."""
+    """The model of `task` on `device`, or where the keywords `placement` put it, in the mode in which the library
+    leaves it (eval). Raises whatever the library raises."""
     arguments = {**checkpoint.arguments, **stack_api.loading_arguments(dtype, implementation, device, quantization)}
+    arguments |= placement or {}
     model = stack_api.auto_class(task).from_pretrained(checkpoint.location, **arguments)
     if "device_map" not in arguments:
         model = model.to(device)

@@ -105,3 +105,12 @@ class Yardstick:
 def compare(r: torch.Tensor, e: torch.Tensor, o: torch.Tensor, dtype: torch.dtype, logits: bool) -> Agreement:
     """The figures of one candidate `o` against `r` and `e` (see Yardstick)."""
     return Yardstick(r, e, dtype, logits).compare(o)
+
+
+def distance(other: torch.Tensor, own: torch.Tensor) -> float:
+    """max|other - own| in eps rms(own); where `other` is not finite or has another shape or dtype, as if it were off by
+    rms(own)."""
+    if other.shape != own.shape or other.dtype != own.dtype or not bool(torch.isfinite(other).all()):
+        return 1 / torch.finfo(own.dtype).eps
+    unit = torch.finfo(own.dtype).eps * float(own.double().square().mean().sqrt())
+    return float((other.double() - own.double()).abs().max()) / max(unit, 1e-60)

@@ -21,6 +21,7 @@ from compat.worker.calls import under_test
 from compat.worker.dispatch import synchronize
 from compat.worker.group import Group, Loaded
 from compat.worker.inputs import output_of, unpadded
+from compat.worker.metrics import distance
 
 LENGTH = 17
 
@@ -84,10 +85,10 @@ def elsewhere(group: Group, loaded: Loaded) -> Elsewhere:
             found.facts["offloaded to the disk"] = "not asked: the class takes no device_map='auto' in this version"
         for way, model in offloaded.items():
             other = _forward(group, model, inputs, "offload")
-            distance = _distance(other, output)
-            if distance:
+            far = distance(other, output)
+            if far:
                 found.facts.setdefault("offload_differing", []).append(way)
-            found.offload_difference = max(found.offload_difference, distance)
+            found.offload_difference = max(found.offload_difference, far)
             found.facts[f"offloaded {way}"] = sum(p.device.type == "meta" for p in model.parameters())
     return found
 
@@ -132,6 +133,22 @@ def _saved_and_reloaded(group: Group, loaded: Loaded, folder: Path, found: Elsew
     if left:
         found.facts["keys_unaccounted"] = {kind: keys[:6] for kind, keys in left.items()}
     return restored
+
+
+def saved_and_loaded(group: Group, loaded: Loaded) -> list[str]:
+    """Names of what differs once `loaded` is saved and loaded again as users do it. Raises StackError (phases `save`,
+    `reload`)."""
+    with tempfile.TemporaryDirectory(prefix="compat-") as folder:
+        with under_test("save"):
+            loaded.model.save_pretrained(folder)
+        with under_test("reload"):
+            restored = stack_api.auto_class(group.task).from_pretrained(
+                folder,
+                **stack_api.dtype_argument("auto"),
+                attn_implementation=loaded.attention["implementation"],
+                device_map={"": str(group.device)},
+            )
+    return _state_differing(loaded.model, restored)
 
 
 def _state_differing(model: Any, restored: Any, parameters_only: bool = False) -> list[str]:
@@ -235,12 +252,3 @@ def _forward(group: Group, model: Any, inputs: dict[str, torch.Tensor], phase: s
         output = output_of(model(**inputs), group.task)
         synchronize(group.device)
         return output.to(group.device)
-
-
-def _distance(other: torch.Tensor, own: torch.Tensor) -> float:
-    """max|other - own| in eps rms(own); where `other` is not finite or has another shape or dtype, as if it were off by
-    rms(own)."""
-    if other.shape != own.shape or other.dtype != own.dtype or not bool(torch.isfinite(other).all()):
-        return 1 / torch.finfo(own.dtype).eps
-    unit = torch.finfo(own.dtype).eps * float(own.double().square().mean().sqrt())
-    return float((other.double() - own.double()).abs().max()) / max(unit, 1e-60)

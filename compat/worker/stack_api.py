@@ -457,6 +457,13 @@ def offload_to_host(model: Any, device: torch.device) -> Any:
     return accelerate.cpu_offload(model, execution_device=device)
 
 
+def offload_to_disk(model: Any, device: torch.device, folder: str) -> Any:
+    """`model` with its weights in `folder`, fetched to `device` for each module's forward."""
+    import accelerate
+
+    return accelerate.disk_offload(model, folder, execution_device=device)
+
+
 def dispatch_checkpoint(model: Any, folder: Any, device: torch.device) -> Any:
     """Another model like `model`, its weights read from the shards in `folder` by accelerate's own loader."""
     import accelerate
@@ -543,3 +550,28 @@ def wrapped_attention(wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) 
         yield True
     finally:
         kind.get_interface = original
+
+
+def compiler(name: str) -> Callable[..., Any]:
+    """The backend that `torch.compile(backend=name)` uses: a function of a graph and its example inputs."""
+    from torch._dynamo.backends.registry import lookup_backend
+
+    found: Callable[..., Any] = lookup_backend(name)
+    return found
+
+
+def allow_graphs(count: int) -> int:
+    """Let torch keep `count` compiled graphs of one function; how many it kept before. `recompile_limit` since torch
+    2.6, `cache_size_limit` before."""
+    config: Any = torch._dynamo.config
+    name = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
+    before = int(getattr(config, name))
+    setattr(config, name, count)
+    return before
+
+
+def static_generation() -> dict[str, Any]:
+    """Settings under which `generate` takes a static cache and leaves compiling to the caller: where it would compile
+    by itself, since transformers 4.50, it can be told not to."""
+    told = hasattr(transformers.GenerationConfig(), "disable_compile")
+    return {"cache_implementation": "static", **({"disable_compile": True} if told else {})}

@@ -360,8 +360,10 @@ def _compare_beams(
 
 
 def _loads_alone(group: Group) -> bool:
-    """Whether a pipeline that loads the checkpoint itself costs little: probes; quantized ones at depth deep."""
-    return group.row["source"] == "probe" and (not group.spec.quantization["library"] or group.spec.at_least("deep"))
+    """Whether a pipeline that loads the checkpoint itself costs little, and gives the model that is asked about:
+    probes in no mode; quantized ones at depth deep."""
+    plain = group.row["source"] == "probe" and group.mode.kind == "plain"
+    return plain and (not group.spec.quantization["library"] or group.spec.at_least("deep"))
 
 
 def _by_itself(

@@ -18,6 +18,7 @@ from compat.worker.checks import (
     gradient,
     load,
     memory,
+    mode,
     padding,
     quality,
     speed,
@@ -28,6 +29,7 @@ from compat.worker.report import Report
 
 CHECKS: dict[str, Callable[[Group, dict[str, Any]], Report]] = {
     "load": load.run,
+    "mode": mode.run,
     "agreement": agreement.run,
     "padding": padding.run,
     "cache": cache.run,

@@ -82,7 +82,7 @@ def run(group: Group, attention: dict[str, Any]) -> Report:
     """See the module's docstring. Raises StackError, Unavailable, NoYardstick."""
     report = Report(seed=group.spec.seed)
     loaded = group.loaded(attention)
-    own = attention["name"] == "eager"
+    own = loaded.own_yardstick
 
     def compared(rows: Rows) -> Agreement:
         o = _flat(list(loaded(**unpadded(rows, group.device, group.dtype))))
@@ -102,7 +102,8 @@ def run(group: Group, attention: dict[str, Any]) -> Report:
         "attention": group.reference.attention,
         "inv_freq": group.reference.inv_freq_dtype,
     }
-    if own and not group.spec.quantization["library"] and group.reference.dtype == torch.float64:
+    plain = group.mode.kind == "plain" and not group.spec.quantization["library"]
+    if own and plain and group.reference.dtype == torch.float64:
         if not stack_api.answers_as_stored():
             report.facts["answer_note"] = "not compared: stored answers were made with transformers 5"
             return report

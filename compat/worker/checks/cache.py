@@ -296,7 +296,8 @@ def _offloaded(group: Group, loaded: Loaded, rows: Rows, report: Report) -> dict
     """Weights that accelerate's hooks fetch for each forward (eager cells, once a group); a cache that waits in the
     host's memory (where there is an accelerator)."""
     walks: dict[str, Walk] = {}
-    if loaded.attention["name"] == "eager" and not group.spec.quantization["library"]:
+    plain = group.mode.kind == "plain" and not group.spec.quantization["library"]
+    if loaded.attention["name"] == "eager" and plain:
         with under_test("offload"):
             model = stack_api.offload_to_host(copy.deepcopy(loaded.model), group.device)
         walks["offloaded weights"] = Walk(replace(loaded, model=model, how="reloaded"), rows, [0, 1])

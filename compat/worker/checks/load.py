@@ -5,7 +5,8 @@ reloaded); kernels seen in one unpadded forward. Measurements: elements that dif
 dtype, parameters, settings and buffers that are not as asked, share of quantizable parameters really quantized, load
 and first-forward seconds. In the eager cell of an unquantized group also what does not depend on the backend: whether
 the checkpoint's own values arrived, and whether other ways of loading (saved again and in shards, by a device map,
-offloaded) give the same model. Of a shape (random weights) only what needs no checkpoint to compare with: facts say
+offloaded) give the same model. In a mode whether that took effect, in words; what depends on the weights only where the
+mode leaves them as they were. Of a shape (random weights) only what needs no checkpoint to compare with: facts say
 what was not asked.
 """
 
@@ -16,8 +17,7 @@ from typing import Any
 
 import torch
 
-from compat.worker import asked, onnx_runtime, reload, stack_api, way_back
-from compat.worker.dispatch import kernels_seen
+from compat.worker import asked, modes, onnx_runtime, reload, stack_api, way_back
 from compat.worker.group import Group, Loaded
 from compat.worker.inputs import unpadded
 from compat.worker.load import dtype_shares, quantized_modules
@@ -31,6 +31,9 @@ NOT_OF_A_SHAPE = [
     "saving, loading again, a device map, offloading",
 ]
 """What would compare a model of random weights with itself, or copy it several times."""
+
+NOT_OF_A_MODE = ["weights against the checkpoint's", "dtypes, settings and buffers"]
+"""What the check `mode` asks in its own way of a model whose weights were changed or lie elsewhere."""
 
 
 def run(group: Group, attention: dict[str, Any]) -> Report:
@@ -62,12 +65,20 @@ def run(group: Group, attention: dict[str, Any]) -> Report:
     report.measure("first_forward_seconds", seconds, unit="s")
     if group.spec.quantization["library"]:
         _quantization(group, model, report)
+    if group.mode.kind != "plain":
+        report.facts["mode"] = modes.seen(group, loaded)
+    if group.mode.kind == "what" or group.mode.family == "placement":
+        report.measure("nonfinite_elements", int((~torch.isfinite(output)).sum()), unit="elements", method="sum")
+        report.facts["not_asked"] = NOT_OF_A_MODE
+        return report
     if not group.shape:
         _weights(group, model, report)
     _as_asked(group, model, report)
     if group.shape:
         report.measure("nonfinite_elements", int((~torch.isfinite(output)).sum()), unit="elements", method="sum")
         report.facts["not_asked"] = NOT_OF_A_SHAPE
+        return report
+    if group.mode.kind != "plain":
         return report
     if attention.get("convert") and group.spec.at_least("standard"):
         way_back.measure(group, attention, report)
@@ -111,11 +122,17 @@ def _effective(loaded: Loaded) -> str:
 
 
 def _kernels(group: Group, loaded: Loaded) -> tuple[dict[str, int], float, torch.Tensor]:
-    """Operators of one forward of two short rows, its seconds, its output."""
+    """Operators of one forward of two short rows, the seconds of the first, its output."""
     rows = group.source.rows(group.spec.seed, [PROBE_LENGTH] * 2)
     inputs = unpadded(rows, group.device, group.dtype)
     started = time.perf_counter()
-    with kernels_seen(loaded.attention["implementation"]) as seen:
+    if modes.profiled(group):
+        loaded(**inputs)
+        seconds = time.perf_counter() - started
+        with modes.kernels_of(loaded) as seen:
+            output = loaded(**inputs)
+        return dict(seen), seconds, output
+    with modes.kernels_of(loaded) as seen:
         output = loaded(**inputs)
     return dict(seen), time.perf_counter() - started, output
 
