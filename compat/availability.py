@@ -68,7 +68,7 @@ def weights_bytes(cell: CellSpec, model: Model) -> int | None:
     total, covered = int(model.row["parameters"]), int(model.row.get("linear_parameters", 0))
     if not scheme.bits:
         return total * size
-    return round(covered * (scheme.bits / 8 + scheme.overhead_bytes)) + (total - covered) * size
+    return round(covered * (scheme.bits / 8 + scheme.overhead(size))) + (total - covered) * size
 
 
 def _model_missing(model: Model) -> str:

@@ -117,7 +117,7 @@ CHECKS = Registry(
         CheckKind(
             "quality",
             "are the weights quantized as asked, and at what loss?",
-            only={"quantization": ("bnb-*",)},
+            only={"quantization": ("bnb-*", "torchao-*", "quanto-*")},
             excepted=GRAPHS,
         ),
         CheckKind(

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from compat.axes import ATTENTION, PLAIN, QUANTIZATIONS
+from compat.axes import ATTENTION, DTYPES, PLAIN, QUANTIZATIONS
 from compat.axes.attention import KERNEL_KINDS
 from compat.checks import CHECKS
 from compat.execute.again import Reruns, combined
@@ -289,7 +289,7 @@ def group_spec(group: LoadGroup, model: Model, device: str, cache: Path, seed: i
             "library": scheme.library,
             "arguments": scheme.arguments,
             "bits": scheme.bits,
-            "overhead_bytes": scheme.overhead_bytes,
+            "overhead_bytes": scheme.overhead(DTYPES[group.dtype].bytes),
         },
         "device": device,
         "cache": str(cache),

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from compat.axes import QUANTIZATIONS
 from compat.records import Cell
 
 AXES: tuple[str, ...] = ("model", "dtype", "attention", "quantization")
@@ -20,7 +21,7 @@ REPEAT = "repeat"
 
 ORDER: dict[str, tuple[str, ...]] = {
     "dtype": ("fp32", "fp16", "bf16"),
-    "quantization": ("none", "bnb-int8", "bnb-fp4", "bnb-nf4", "bnb-nf4-dq"),
+    "quantization": QUANTIZATIONS.names,
     "attention": (
         "eager",
         "sdpa",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from compat.axes import QUANTIZATIONS
+from compat.axes import DTYPES, QUANTIZATIONS
 from compat.records import Check
 from compat.reproduce.body import Body, Name
 from compat.reproduce.measured import bounded
@@ -84,7 +84,7 @@ def memory(check: Check, axes: Mapping[str, str]) -> Body | None:
                                ("allocations", "Allocations"), ("checks.memory", "kv_cache_bytes"),
                                ("stack_api", "cache_tensors"))  # fmt: skip
     scheme = QUANTIZATIONS[axes["quantization"]]
-    arithmetic: dict[str, Any] = {"BITS": scheme.bits, "OVERHEAD_BYTES": scheme.overhead_bytes}
+    arithmetic: dict[str, Any] = {"BITS": scheme.bits, "OVERHEAD_BYTES": scheme.overhead(DTYPES[axes["dtype"]].bytes)}
     return _with(bounded(check, _MEMORY, _MEMORY_FIGURES, needs), arithmetic)
 
 

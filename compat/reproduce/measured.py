@@ -63,6 +63,7 @@ def main() -> bool:
     for path, module in quantized_modules(model).items():
         module.register_forward_hook(note(path))
     marks, errors = [], []
+    threshold = float(QUANTIZATION["arguments"].get("llm_int8_threshold", THRESHOLD))
     for path, own in held.items():
         linear = master.get_submodule(path)
         weight = linear.weight.detach()
@@ -74,7 +75,8 @@ def main() -> bool:
         flat = x.reshape(-1, x.shape[-1]).cpu()
         more = 0.0 if bias is None else bias.detach().to(DTYPE).double()
         exact = flat.double() @ weights[path].double().t() + more
-        int8 = int8_product(flat, held[path], THRESHOLD) + more if held[path].kind == "int8" else None
+        lossy = lossy_product(flat, held[path], threshold)
+        int8 = None if lossy is None else lossy + more
         errors.append(error_of(y.reshape(exact.shape).cpu(), exact, DTYPE, int8))
     training, gradients, dequantized = [], [], []
     for path, module in quantized_modules(load(where, "eager")).items():  # no forward has repacked these
@@ -90,7 +92,8 @@ def main() -> bool:
         dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(0)).to(DEVICE, DTYPE)
         (dx,) = torch.autograd.grad(y, x, dy)
         flat = x.detach().cpu()
-        int8 = int8_product(flat, held[path], THRESHOLD) + more if held[path].kind == "int8" else None
+        lossy = lossy_product(flat, held[path], threshold)
+        int8 = None if lossy is None else lossy + more
         training.append(error_of(y.detach().cpu(), flat.double() @ weight.t() + more, DTYPE, int8))
         gradients.append(error_of(dx.cpu(), dy.cpu().double() @ weight, DTYPE))
     return beyond({
@@ -171,7 +174,7 @@ def quality(check: Check, axes: Mapping[str, str]) -> Body | None:
     """Quantized weights and products."""
     needs: tuple[Name, ...] = (("load", "quantized_modules"), ("dequantize", "stored"), ("dequantize", "dequantize"),
                                ("dequantize", "figures"), ("checks.quality", "error_of"),
-                               ("checks.quality", "int8_product"), ("checks.quality", "THRESHOLD"),
+                               ("checks.quality", "lossy_product"), ("schemes", "THRESHOLD"),
                                ("stack_api", "dequantized_by_library"))  # fmt: skip
     return bounded(check, _QUALITY, _QUALITY_FIGURES, needs)
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from compat.worker import stack_api
 from compat.worker.paths import Walk
@@ -82,7 +83,9 @@ class Arithmetic:
                 size = self._size(path, own, module, parameter)
                 if not size:
                     continue
-                name = name_of(canonical.get(parameter.untyped_storage().data_ptr(), f"{path}.{own}"))
+                wrapper = is_traceable_wrapper_subclass(parameter)  # which has no memory of its own
+                address = 0 if wrapper else parameter.untyped_storage().data_ptr()
+                name = name_of(canonical.get(address, f"{path}.{own}"))
                 kind = self._kind(path, module, module is head)
                 if kind is None:
                     self.left_out.append(f"{path}.{own}")

@@ -1,8 +1,9 @@
 """The weights of a quantized linear, from what it stores and the formats' own definitions.
 
-In: a linear of bitsandbytes. Out: `Stored`, its codes and statistics as they lie in memory before the first forward
-(which repacks 4-bit codes for CPU kernels); from it the weight in fp32, and `Figures` of how well the codes stand for
-the checkpoint's weight. No function of bitsandbytes takes part: a fault in one of them must show.
+In: a linear of bitsandbytes (of torchao and quanto: affine.py). Out: `Stored`, its codes and statistics as they lie in
+memory before the first forward (which repacks 4-bit codes for CPU kernels); from it the weight in fp32, and `Figures`
+of how well the codes stand for the checkpoint's weight. No function of bitsandbytes takes part: a fault in one of them
+must show.
 
 - int8 (LLM.int8(), https://arxiv.org/abs/2208.07339, section 2): a row of the weight is codes * scale / 127, the scale
   being the row's largest magnitude; the codes are the nearest integers.
@@ -21,6 +22,10 @@ from typing import Any
 
 import torch
 
+from compat.worker import affine
+from compat.worker.affine import Affine
+from compat.worker.weight_figures import SLACK, Figures, blocks, losses
+
 NESTED_BLOCK = 256
 """Magnitudes that share a scale in double quantization."""
 
@@ -32,13 +37,6 @@ _NF4 = (
 
 _FP4 = (0.0, 0.0625 / 12, 8 / 12, 12 / 12, 4 / 12, 6 / 12, 2 / 12, 3 / 12)
 """By the three bits below the sign. bitsandbytes numbers the exponents in an order of its own."""
-
-LOSSLESS_DB = 300.0
-"""Signal-to-noise ratio of a matrix without any error: beyond what fp64 can tell."""
-
-SLACK = 1e-5
-"""A code counts as nearest when its distance exceeds the least one by no more, in units of the scale: several times
-what dividing by the scale in fp32 may move a value."""
 
 
 @cache
@@ -93,6 +91,8 @@ class Stored:
     nested: Nested | None = None
     dtype: torch.dtype | None = None
     """What the layer says it dequantizes to."""
+    storage: torch.dtype | None = None
+    """In which dtype the bytes of 4-bit codes are kept."""
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Every tensor by name."""
@@ -108,15 +108,18 @@ class Stored:
 
 
 def is_quantized(module: Any) -> bool:
-    """Whether the weight of `module` is stored quantized by bitsandbytes."""
-    return type(module).__name__ in ("Linear4bit", "Linear8bitLt")
+    """Whether the weight of `module` is stored quantized, by bitsandbytes, torchao or quanto."""
+    return type(module).__name__ in ("Linear4bit", "Linear8bitLt") or affine.is_affine(module)
 
 
-def stored(module: Any) -> Stored:
+def stored(module: Any) -> Stored | Affine:
     """What `module` holds. Call it before the first forward.
 
-    Raises ValueError for 4-bit codes already repacked, AttributeError or TypeError where a part is missing.
+    Raises ValueError for 4-bit codes already repacked and for unknown layouts, AttributeError or TypeError where a part
+    is missing.
     """
+    if affine.is_affine(module):
+        return affine.affine_stored(module)
     weight = module.weight
     if type(module).__name__ == "Linear8bitLt":
         own, state = weight, module.state
@@ -133,7 +136,7 @@ def stored(module: Any) -> Stored:
     codes = weight.data.reshape(-1).view(torch.uint8)
     scale = torch.empty(0) if nested else state.absmax
     kind, shape = str(state.quant_type), _pair(state.shape)
-    return Stored(kind, shape, codes, scale, int(state.blocksize), state.code, nested, state.dtype)
+    return Stored(kind, shape, codes, scale, int(state.blocksize), state.code, nested, state.dtype, weight.dtype)
 
 
 def _pair(shape: Any) -> tuple[int, int]:
@@ -158,8 +161,10 @@ def four_bit_codes(held: Stored) -> torch.Tensor:
     return torch.stack([pairs >> 4, pairs & 15], -1).reshape(-1)[:count]
 
 
-def dequantize(held: Stored) -> torch.Tensor:
+def dequantize(held: Stored | Affine) -> torch.Tensor:
     """The weight, fp32, shape (out_features, in_features). Raises RuntimeError where the parts do not fit together."""
+    if isinstance(held, Affine):
+        return affine.affine_weight(held)
     if held.kind == "int8":
         return held.codes.float() * scales(held)[:, None] / 127.0
     values = table(held.kind).to(held.codes.device)[four_bit_codes(held)]
@@ -167,55 +172,21 @@ def dequantize(held: Stored) -> torch.Tensor:
     return (values * each[: values.numel()]).reshape(held.shape)
 
 
-@dataclass(frozen=True)
-class Figures:
-    """How well the stored codes stand for one weight."""
-
-    codes_differing: int
-    """Codes that are not the nearest to their weight."""
-    statistics_error: float
-    """Largest error of a scale beyond the format's own, relative to the scale."""
-    table_error: float
-    """Largest distance of a value in the layer's own tables from the format's definition."""
-    sqnr_db: float
-    """Signal-to-quantization-noise ratio against the weight before any rounding, in dB."""
-    mean_error: float
-    """Mean absolute error over the weight's root mean square."""
-    worst_block: float
-    """Largest root mean square error of a block (int8: a row) over the block's largest magnitude."""
-
-
-def figures(held: Stored, found: torch.Tensor, rounded: torch.Tensor, master: torch.Tensor) -> Figures:
+def figures(held: Stored | Affine, found: torch.Tensor, rounded: torch.Tensor, master: torch.Tensor) -> Figures:
     """Judge `held`, whose weight is `found` (see `dequantize`), by the weight that was quantized (`rounded`: the
     checkpoint's in the dtype it was loaded in) and by the checkpoint's own (`master`). All fp32, on one device,
     (out_features, in_features)."""
+    if isinstance(held, Affine):
+        return affine.affine_figures(held, found, rounded, master)
     if held.kind == "int8":
         rounded = rounded.half().float()  # the format starts from fp16
-    error = found - master
-    power = float(master.square().sum(dtype=torch.float64))
-    squared = error.square()
-    noise = float(squared.sum(dtype=torch.float64))
-    true = _blocks(rounded.abs(), held.blocksize).amax(-1)
+    true = blocks(rounded.abs(), held.blocksize).amax(-1)
     safe = true.clamp_min(1e-30)
     own = scales(held).to(true.device)
     excess = ((own - true).abs() - (_expected(held, true) - true).abs()) / safe
-    noisy = _blocks(squared, held.blocksize).mean(-1).sqrt() / safe
     present = true > 0
-    some = bool(present.any())
-    return Figures(
-        codes_differing=_wrong_codes(held, rounded, safe),
-        statistics_error=max(0.0, float(excess[present].max())) if some else 0.0,
-        table_error=_table_error(held),
-        sqnr_db=10 * math.log10(power / noise) if noise and power else LOSSLESS_DB,
-        mean_error=float(error.abs().mean()) / math.sqrt(power / master.numel()) if power else 0.0,
-        worst_block=float(noisy[present].max()) if some else 0.0,
-    )
-
-
-def _blocks(values: torch.Tensor, size: int) -> torch.Tensor:
-    """(blocks, size), the last one filled up with zeros."""
-    flat = values.reshape(-1)
-    return torch.nn.functional.pad(flat, (0, -flat.numel() % size)).reshape(-1, size)
+    wrong = max(0.0, float(excess[present].max())) if bool(present.any()) else 0.0
+    return losses(found, master, rounded, held.blocksize, _wrong_codes(held, rounded, safe), wrong, _table_error(held))
 
 
 def _expected(held: Stored, true: torch.Tensor) -> torch.Tensor:
@@ -223,9 +194,9 @@ def _expected(held: Stored, true: torch.Tensor) -> torch.Tensor:
     if held.nested is None:
         return true
     offset = true.mean()
-    blocks = _blocks(true - offset, NESTED_BLOCK)
-    coarse = blocks.abs().amax(-1, keepdim=True).clamp_min(1e-30)
-    return (_nearest(blocks / coarse, dynamic_table().to(true.device)) * coarse).reshape(-1)[: true.numel()] + offset
+    apart = blocks(true - offset, NESTED_BLOCK)
+    coarse = apart.abs().amax(-1, keepdim=True).clamp_min(1e-30)
+    return (_nearest(apart / coarse, dynamic_table().to(true.device)) * coarse).reshape(-1)[: true.numel()] + offset
 
 
 def _nearest(values: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
@@ -237,7 +208,7 @@ def _nearest(values: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
 
 def _wrong_codes(held: Stored, rounded: torch.Tensor, scale: torch.Tensor) -> int:
     """`scale` (blocks) is that of `rounded` itself."""
-    values = (_blocks(rounded, held.blocksize) / scale[:, None]).reshape(-1)[: rounded.numel()]
+    values = (blocks(rounded, held.blocksize) / scale[:, None]).reshape(-1)[: rounded.numel()]
     if held.kind == "int8":
         distance = (values * 127.0 - held.codes.reshape(-1).to(values.device)).abs()
         return int((distance > 0.5 + 127 * SLACK).sum())

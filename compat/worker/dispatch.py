@@ -23,7 +23,8 @@ ENCODER_LAYER = frozenset({"aten::_transformer_encoder_layer_fwd", "aten::_nativ
 """torch's fast path of an encoder: a whole layer, or its attention, in one operator."""
 
 COMPILED_REGION = "Torch-Compiled Region"
-_LIBRARIES = ("flash_attn", "bitsandbytes", "torchao", "quanto", "flash_attn_3", "vllm_flash_attn3")
+QUANTIZED_LIBRARIES = ("bitsandbytes", "torchao", "quanto")
+_LIBRARIES = (*QUANTIZED_LIBRARIES, "flash_attn", "flash_attn_3", "vllm_flash_attn3")
 
 
 class _Recorder(TorchDispatchMode):

@@ -22,8 +22,20 @@ import transformers
 
 from compat import device as machine
 from compat.axes.mode import MODES, PLAIN
-from compat.worker import bettertransformer, checkpoints, dequantize, modes, onnx_runtime, probes, shapes, stack_api
+from compat.worker import (
+    bettertransformer,
+    checkpoints,
+    dequantize,
+    modes,
+    onnx_runtime,
+    probes,
+    quantizers,
+    shapes,
+    stack_api,
+)
+from compat.worker.affine import Affine
 from compat.worker.calls import StackError, under_test
+from compat.worker.dequantize import Stored
 from compat.worker.dispatch import forced_sdpa_kernel, synchronize
 from compat.worker.inputs import Rows, Source, output_of, unpadded
 from compat.worker.load import (
@@ -167,7 +179,7 @@ class Group:
         self._cacheless_outputs: dict[str, list[torch.Tensor]] = {}
         self._yardsticks: dict[str, Yardstick] = {}
         self._dequantized: dict[str, torch.Tensor] = {}
-        self._stored: dict[int, dict[str, dequantize.Stored]] = {}
+        self._stored: dict[int, dict[str, Stored | Affine]] = {}
         self._bytes_at_load: dict[int, int] = {}
         self._growth: dict[int, int] = {}
         self.quantized: dict[str, int] = {}
@@ -214,7 +226,7 @@ class Group:
 
     @cached_property
     def quantizable(self) -> dict[str, int]:
-        return quantizable_parameters(self.master)
+        return quantizable_parameters(self.master, quantizers.left_alone(self.spec.quantization))
 
     def loaded(self, attention: dict[str, Any]) -> Loaded:
         """The model with `attention`, in the group's mode. Raises StackError (phase `load` or `switch`, or that of the
@@ -342,7 +354,7 @@ class Group:
                     self._dequantized[path] = dequantize.dequantize(own).cpu()
                 self.quantized[f"{path}.weight"] = self.master.get_submodule(path).weight.numel()
 
-    def stored(self, model: Any) -> dict[str, dequantize.Stored]:
+    def stored(self, model: Any) -> dict[str, Stored | Affine]:
         """Module path -> what each quantized linear of `model` (loaded by this group) held when it was loaded."""
         return self._stored[id(model)]
 

@@ -10,9 +10,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from compat.worker import dequantize, stack_api
+from compat.worker.affine import Affine
 from compat.worker.checkpoints import Checkpoint
+from compat.worker.dequantize import Stored
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -41,16 +44,16 @@ def quantized_modules(model: Any) -> dict[str, Any]:
     return {path: module for path, module in model.named_modules() if dequantize.is_quantized(module)}
 
 
-def quantizable_parameters(master: Any) -> dict[str, int]:
+def quantizable_parameters(master: Any, left_alone: tuple[str, ...] = ()) -> dict[str, int]:
     """Parameter path -> element count, of the matrices that a weight-only scheme is meant to cover.
 
     Linear and Conv1D weights and stacked expert matrices, without output embeddings (libraries skip them by default)
-    and without modules that the architecture keeps in fp32.
+    and without modules that the architecture keeps in fp32, or with a part of their path in `left_alone`.
     """
     head = master.get_output_embeddings() if hasattr(master, "get_output_embeddings") else None
     found: dict[str, int] = {}
     for path, module in master.named_modules():
-        if module is head or kept_in_fp32(master, path):
+        if module is head or kept_in_fp32(master, path) or set(path.split(".")) & set(left_alone):
             continue
         if isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D":
             found[f"{path}.weight"] = module.weight.numel()
@@ -120,8 +123,8 @@ def held_tensors(model: Any) -> Iterator[torch.Tensor]:
 
 def _tensors_in(value: Any, depth: int) -> Iterator[torch.Tensor]:
     if isinstance(value, torch.Tensor):
-        if value.device.type != "meta":
-            yield value
+        if value.device.type != "meta" and not is_traceable_wrapper_subclass(value):
+            yield value  # a wrapper has no memory of its own: its parts are among its attributes
         more = vars(value).values() if hasattr(value, "__dict__") else ()
     elif isinstance(value, dict):
         more = value.values()
@@ -137,7 +140,7 @@ def _tensors_in(value: Any, depth: int) -> Iterator[torch.Tensor]:
                 yield from _tensors_in(inner, depth - 1)
 
 
-def held_bytes_growth(held: dict[str, dequantize.Stored]) -> int:
+def held_bytes_growth(held: dict[str, Stored | Affine]) -> int:
     """Bytes that a model with these quantized linears may hold more after a forward than before.
 
     A forward repacks 4-bit codes for some processors, and then holds two bytes of magnitude a block where double
@@ -153,14 +156,19 @@ def held_bytes_growth(held: dict[str, dequantize.Stored]) -> int:
 
 
 def scheme_bytes(
-    master: Any, model: Any, dtype: torch.dtype, bits: float | None, overhead_bytes_per_parameter: float
+    master: Any,
+    model: Any,
+    dtype: torch.dtype,
+    bits: float | None,
+    overhead_bytes_per_parameter: float,
+    left_alone: tuple[str, ...] = (),
 ) -> int:
     """Bytes that the weights of `master` take by the scheme's own arithmetic.
 
-    Quantizable parameters at `bits` plus statistics, everything else (embeddings, norms, head) at the size of `dtype`;
-    what the architecture keeps in fp32, at 4 bytes where the loaded `model` does keep it.
+    Quantizable parameters (but modules `left_alone`) at `bits` plus statistics, everything else (embeddings, norms,
+    head) at the size of `dtype`; what the architecture keeps in fp32, at 4 bytes where the loaded `model` does keep it.
     """
-    quantizable = quantizable_parameters(master) if bits else {}
+    quantizable = quantizable_parameters(master, left_alone) if bits else {}
     loaded = dict(model.named_parameters())
     total = 0.0
     for name, parameter in master.named_parameters():  # tied parameters appear once

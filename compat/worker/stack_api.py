@@ -21,6 +21,8 @@ from typing import Any
 import torch
 import transformers
 
+from compat.worker import quantizers
+
 
 def version_of(distribution: str) -> tuple[int, ...]:
     """Release numbers of an installed distribution, e.g. (5, 23, 0); () when it is not installed."""
@@ -433,19 +435,13 @@ def end_tokens(model: Any) -> list[int]:
     return [] if value is None else [int(v) for v in (value if isinstance(value, list) else [value])]
 
 
-def bitsandbytes_config(arguments: dict[str, Any], compute_dtype: torch.dtype) -> Any:
-    """A BitsAndBytesConfig; `bnb_4bit_compute_dtype = "cell"` stands for the dtype of the cell."""
-    resolved = {k: (compute_dtype if v == "cell" else v) for k, v in arguments.items()}
-    return transformers.BitsAndBytesConfig(**resolved)
-
-
 def loading_arguments(
     dtype: torch.dtype, implementation: str, device: torch.device, quantization: dict[str, Any] | None
 ) -> dict[str, Any]:
     """The keywords of `from_pretrained` for the axes of a cell; a device map only where quantization asks for one."""
     arguments: dict[str, Any] = {**dtype_argument(dtype), "attn_implementation": implementation}
-    if quantization and quantization["library"] == "bitsandbytes":
-        arguments["quantization_config"] = bitsandbytes_config(quantization["arguments"], dtype)
+    if quantization and quantization["library"]:
+        arguments["quantization_config"] = quantizers.configuration(quantization, dtype)
         arguments["device_map"] = {"": str(device)}
     return arguments
 
@@ -485,7 +481,10 @@ def stated_dtype(model: Any) -> torch.dtype | None:
 
 
 def dequantized_by_library(module: Any) -> torch.Tensor:
-    """What transformers and bitsandbytes make of a quantized linear's weight (merging adapters, `dequantize`)."""
+    """What the library makes of a quantized linear's weight (merging adapters, `dequantize`)."""
+    if hasattr(module.weight, "dequantize") and type(module.weight).__module__.startswith(("torchao", "optimum")):
+        own: torch.Tensor = module.weight.dequantize()
+        return own
     from transformers.integrations.bitsandbytes import dequantize_bnb_weight
 
     weight: torch.Tensor = dequantize_bnb_weight(module.weight, getattr(module, "state", None))

@@ -395,8 +395,7 @@ def _pipeline_alone(group: Group, loaded: Loaded) -> tuple[Any, Any]:
         return pipe, onnx_runtime.Exported(pipe.model, group.master)
     wanted = {"attn_implementation": loaded.attention["implementation"]}
     if group.spec.quantization["library"]:
-        arguments = group.spec.quantization["arguments"]
-        wanted["quantization_config"] = stack_api.bitsandbytes_config(arguments, group.dtype)
+        wanted["quantization_config"] = quantizers.configuration(group.spec.quantization, group.dtype)
     pipe = transformers.pipeline(
         "text-generation",
         **parts,

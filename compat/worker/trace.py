@@ -17,9 +17,10 @@ import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 
-from compat.worker.dispatch import is_kernel, kernels_seen
+from compat.worker.affine import code_storage, is_affine
+from compat.worker.dispatch import QUANTIZED_LIBRARIES, is_kernel, kernels_seen
 
 OUTSIDE = "(outside the model)"
 """Where an operator ran that no module's forward called: `generate`, a pipeline, a backward pass."""
@@ -168,7 +169,7 @@ class _Dispatch(TorchDispatchMode):
 
     def _kind(self, overload: _Overload, tensors: list[torch.Tensor], out: list[torch.Tensor], macs: int) -> str:
         if is_kernel(overload.name, tensors[0].dim() if tensors else 0):
-            return "quantized" if overload.name.startswith("bitsandbytes") else "attention"
+            return "quantized" if overload.name.partition("::")[0] in QUANTIZED_LIBRARIES else "attention"
         if macs:
             return "product"
         if overload.short in SYNCHRONISING:
@@ -200,7 +201,9 @@ class _HostReads(TorchFunctionMode):
 
 def _tensors(values: Iterable[Any]) -> Iterator[torch.Tensor]:
     for value in values:
-        if isinstance(value, torch.Tensor):
+        if isinstance(value, torch.Tensor) and is_traceable_wrapper_subclass(value):
+            yield from _tensors(getattr(value, name) for name in value.__tensor_flatten__()[0])
+        elif isinstance(value, torch.Tensor):
             yield value
         elif isinstance(value, (list, tuple)):
             yield from _tensors(value)
@@ -228,16 +231,23 @@ def multiply_adds(short: str, args: Any, tensors: list[torch.Tensor], result: An
     if short in ("gemv_4bit", "gemm_4bit"):
         outputs = next(a for a in args if isinstance(a, (list, tuple)))[0]
         return int(tensors[0].numel() * outputs)
+    if short == "qbytes_mm":  # quanto: activations, codes (out, in), scales
+        return int(tensors[0].numel() * tensors[1].shape[0])
+    if short.startswith("_weight_int4pack_mm"):  # activations, codes, scales and shifts (groups, out, 2)
+        return int(tensors[0].numel() * tensors[2].shape[1])
     if short.startswith("int8_") and short.endswith(("_mm", "_matmul")):
         return int(tensors[0].numel() * (tensors[2] if "mixed" in short else tensors[1]).shape[0])
     return 0
 
 
 def weight_names(model: Any) -> dict[int, str]:
-    """Address of a matrix's memory -> its parameter's name (the first, for tied ones)."""
+    """Address of a matrix's memory, or of its codes' -> its parameter's name (the first, for tied ones)."""
     found: dict[int, str] = {}
+    for path, module in model.named_modules():
+        if is_affine(module):
+            found[code_storage(module).untyped_storage().data_ptr()] = f"{path}.weight"
     for name, parameter in model.named_parameters():
-        if parameter.dim() < 2:
+        if parameter.dim() < 2 or is_traceable_wrapper_subclass(parameter):
             continue
         found.setdefault(parameter.untyped_storage().data_ptr(), name)
     found.pop(0, None)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from compat.worker import dequantize
 from compat.worker.dequantize import Nested, Stored, figures
+from compat.worker.weight_figures import Figures
 
 functional = pytest.importorskip("bitsandbytes.functional")
 SHAPE = (32, 128)
@@ -37,7 +38,7 @@ def _int8(weight: torch.Tensor) -> Stored:
     return Stored("int8", (weight.shape[0], weight.shape[1]), codes, scale, weight.shape[1])
 
 
-def _judged(held: Stored, weight: torch.Tensor) -> dequantize.Figures:
+def _judged(held: Stored, weight: torch.Tensor) -> Figures:
     return figures(held, dequantize.dequantize(held), weight, weight)
 
 

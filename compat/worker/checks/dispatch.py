@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from compat.worker import quantizers
+from compat.worker.affine import is_affine
 from compat.worker.arithmetic import Arithmetic, name_of
 from compat.worker.group import Group
 from compat.worker.load import kept_in_fp32, quantized_modules
@@ -27,6 +29,10 @@ NAMED = 4
 
 BACKWARD = "train"
 """The path that autograd records: kernels that an adapter or a position bias rules out give way there."""
+
+
+BETWEEN_CODES = ("int8_scaled_mm", "int_scaled_matmul", "int_matmul", "_int_mm")
+"""Products of integers: their floating arguments are scales."""
 
 
 def run(group: Group, attention: dict[str, Any]) -> Report:
@@ -107,12 +113,13 @@ def _dtypes(report: Report, group: Group, model: Any, walks: dict[str, Walk]) ->
     narrower: Counter[str] = Counter()
     attention: Counter[str] = Counter()
     total = 0
+    computing = quantizers.compute_dtype(group.spec.quantization, group.dtype)
     for walk in walks.values():
         for o in walk.trace.operators:
             if o.macs and o.where != OUTSIDE and (o.weight or o.name in LAYER_PRODUCTS):
                 name = name_of(o.weight) or o.where
                 total += o.macs
-                own = _foreign(o, group.dtype)
+                own = _foreign(o, computing if o.kind == "quantized" else group.dtype)
                 known = weights.get(name)
                 if own is not None and name not in kept and not (known is not None and known.router):
                     (wider if own.itemsize > group.dtype.itemsize else narrower)[f"{name}: {_short(own)}"] += o.macs
@@ -137,7 +144,9 @@ def _dtypes(report: Report, group: Group, model: Any, walks: dict[str, Walk]) ->
 
 def _foreign(o: Operator, dtype: torch.dtype) -> torch.dtype | None:
     """The dtype that a product or kernel computes in, where it is not `dtype`. A quantized product is known by its
-    first floating argument: the others are statistics."""
+    first floating argument: the others are statistics, and one between codes has nothing else."""
+    if o.name.partition("::")[2] in BETWEEN_CODES:
+        return None
     floats = o.dtypes[:1] if o.kind == "quantized" else o.dtypes
     return next((d for d in floats if d != dtype), None)
 
@@ -165,7 +174,8 @@ def _short(dtype: torch.dtype) -> str:
 
 def _quantized(report: Report, model: Any, walks: dict[str, Walk]) -> None:
     """Quantized layers that ran, and those of them in which no quantized kernel was seen."""
-    modules = set(quantized_modules(model))
+    held = quantized_modules(model)
+    modules, plain = set(held), {path for path, module in held.items() if is_affine(module)}
     if not modules:
         return
     ran = 0
@@ -181,7 +191,9 @@ def _quantized(report: Report, model: Any, walks: dict[str, Walk]) -> None:
         ran += len(called)
         calls = sum(c.where in modules for c in walk.trace.calls)
         dequantized.append(sum("dequantize_4bit" in o.name for o in own) / calls if calls else 0.0)
-        unseen |= {f"{name} in {walk.name}" for name in called - {o.where for o in own}}
+        # torchao and quanto multiply with torch's own operators too: what counts is that a layer read its codes
+        read = {o.where for o in walk.trace.operators if o.where in plain and o.weight == f"{o.where}.weight"}
+        unseen |= {f"{name} in {walk.name}" for name in called - {o.where for o in own} - read}
     report.facts["quantized_kernels"] = dict(names)
     report.measure("compared_quantized_layers", ran, unit="layers", better="higher")
     report.measure("unquantized_layers", len(unseen), unit="layers")

@@ -172,7 +172,12 @@ def _weights(group: Group, model: Any, report: Report) -> None:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             own = master.get(name)
-            if own is None or not parameter.dtype.is_floating_point or own.shape != parameter.shape:
+            if (
+                own is None
+                or name in group.quantized
+                or own.shape != parameter.shape
+                or not parameter.is_floating_point()
+            ):
                 continue
             expected = own.to(parameter.dtype).to(parameter.device)
             compared += parameter.numel()

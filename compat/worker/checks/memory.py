@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from compat.worker import stack_api
+from compat.worker import quantizers, stack_api
 from compat.worker.allocations import Allocations
 from compat.worker.calls import StackError
 from compat.worker.group import Group, NoYardstick
@@ -35,7 +35,8 @@ def run(group: Group, attention: dict[str, Any]) -> Report:
     model = loaded.model
     inputs = unpadded(group.source.rows(700, [LENGTH] * ROWS), group.device, group.dtype)
     before = weights_bytes(model)
-    expected = scheme_bytes(group.master, model, group.dtype, scheme["bits"], scheme["overhead_bytes"])
+    left_alone = quantizers.left_alone(scheme)
+    expected = scheme_bytes(group.master, model, group.dtype, scheme["bits"], scheme["overhead_bytes"], left_alone)
     # as loaded: a first forward may repack 4-bit codes, and then the statistics are other ones
     at_load = group.bytes_at_load(model)
     report.measure("weights_bytes", at_load, unit="bytes")

@@ -22,23 +22,21 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from compat.worker import dequantize, reload, stack_api
+from compat.worker import dequantize, quantizers, reload, schemes, stack_api
+from compat.worker.affine import Affine, dynamic_product
 from compat.worker.calls import StackError, under_test
 from compat.worker.checkpoints import Checkpoint
 from compat.worker.checks.agreement import cases
-from compat.worker.dequantize import Figures, Stored
+from compat.worker.dequantize import Stored
 from compat.worker.group import LARGE_PARAMETERS, Group, Loaded
 from compat.worker.inputs import output_of, padded, unpadded
 from compat.worker.load import from_pretrained, held_bytes_growth, quantized_modules, weights_bytes
 from compat.worker.report import Report
+from compat.worker.schemes import THRESHOLD
+from compat.worker.weight_figures import Figures
 
 LENGTHS = (13, 9, 5)
 """Rows of the batch, padded, whose activations the linears are judged on."""
-
-BLOCKSIZE = 64
-THRESHOLD = 6.0
-"""What bitsandbytes does where nothing is asked: 64 weights share a scale; columns of an activation with a magnitude of
-6 or more are outliers (LLM.int8(), section 3.2)."""
 
 ROUNDING = 1.5
 """An error of a dequantized weight that rounding to its dtype explains, in eps of its largest."""
@@ -83,7 +81,7 @@ class _Answers:
         self.paths = _chosen(group, list(self.held))
         self.facts: dict[str, Any] = {"linears": len(self.held), "looked_at": len(self.paths)}
         self.figures = [self._figures(path) for path in self.paths]
-        self.scheme = _scheme_differences(group, loaded.model, self.held)
+        self.scheme = schemes.differences(group, loaded.model, self.held)
         self.kernels = _Kernels()
         self.round_trip = _RoundTrip()
         if self.held:
@@ -126,50 +124,6 @@ def _chosen(group: Group, paths: list[str]) -> list[str]:
     return paths[::EVERY] if large and not group.spec.at_least("deep") else paths
 
 
-def _scheme_differences(group: Group, model: Any, held: dict[str, Stored]) -> list[str]:
-    """What each layer says of itself, against what was asked for; `path: what` for each layer that differs."""
-    asked = group.spec.quantization["arguments"]
-    compute = asked.get("bnb_4bit_compute_dtype")
-    compute = group.dtype if compute == "cell" else compute
-    modules = quantized_modules(model)
-    found = [f"{path}: quantized, and it should not be" for path in held if f"{path}.weight" not in group.quantizable]
-    for path, own in held.items():
-        module = modules.get(path)
-        if module is None:
-            found.append(f"{path}: no longer quantized")
-            continue
-        if own.kind == "int8":
-            wanted = {"kind": "int8", "threshold": asked.get("llm_int8_threshold", THRESHOLD), "fp16 weights": False}
-            seen = {
-                "kind": "int8",
-                "threshold": module.state.threshold,
-                "fp16 weights": bool(module.state.has_fp16_weights),
-            }
-            if not asked.get("load_in_8bit"):
-                wanted["kind"] = "4-bit"
-        else:
-            wanted = {
-                "kind": asked.get("bnb_4bit_quant_type", "fp4") if asked.get("load_in_4bit") else "int8",
-                "double": bool(asked.get("bnb_4bit_use_double_quant", False)),
-                "block": BLOCKSIZE,
-                "nested block": dequantize.NESTED_BLOCK if own.nested else None,
-                "compute dtype": compute or torch.float32,
-                "weight dtype": group.dtype,
-            }
-            seen = {
-                "kind": own.kind,
-                "double": own.nested is not None,
-                "block": own.blocksize,
-                "nested block": own.nested.blocksize if own.nested else None,
-                "compute dtype": module.compute_dtype,
-                "weight dtype": own.dtype,
-            }
-        apart = [f"{k} {seen[k]}, asked for {wanted[k]}" for k in wanted if seen[k] != wanted[k]]
-        if apart:
-            found.append(f"{path}: {'; '.join(apart)}")
-    return found
-
-
 # -- kernels -----------------------------------------------------------------------------------------------------
 
 
@@ -191,6 +145,8 @@ class _Kernels:
     outliers: list[Error] = field(default_factory=list)
     single: list[Error] = field(default_factory=list)
     dtypes: list[str] = field(default_factory=list)
+    thresholds: list[str] = field(default_factory=list)
+    """Linears whose product with outliers is that of another threshold."""
     inputs: dict[str, torch.Tensor] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
 
@@ -205,15 +161,19 @@ class _Kernels:
         report.measure("kernel_error_channel", [e.channel for e in self.plain], unit="of the arithmetic's own")
         report.measure("kernel_error_row", [e.row for e in self.plain], unit="of the arithmetic's own")
         report.measure("compute_dtype_differing", len(self.dtypes), unit="products")
+        report.measure("threshold_differing", len(self.thresholds), unit="linears")
+        if self.thresholds:
+            report.facts["threshold_differing_in"] = self.thresholds[:6]
         if self.dtypes:
             report.facts["compute_dtype_differing_in"] = sorted(set(self.dtypes))[:6]
 
 
 def int8_product(x: torch.Tensor, held: Stored, threshold: float) -> torch.Tensor:
     """x W^T as LLM.int8() computes it, without rounding of the result: rows of `x` in 8 bits by their largest
-    magnitude below the threshold, columns with an outlier in full. `x` (rows, in) any float; fp64 (rows, out)."""
+    magnitude below the threshold (0: there is none), columns with an outlier in full. `x` (rows, in) any float; fp64
+    (rows, out)."""
     low = x.half().double()
-    outlier = low.abs() >= threshold
+    outlier = low.abs() >= (threshold or math.inf)  # a threshold of 0 means that there are none
     columns = outlier.any(0)
     rest = low.masked_fill(outlier, 0.0)
     scale = rest.abs().amax(-1, keepdim=True).clamp_min(1e-30)
@@ -223,6 +183,13 @@ def int8_product(x: torch.Tensor, held: Stored, threshold: float) -> torch.Tenso
     if bool(columns.any()):
         product += x.double()[:, columns] @ weight[:, columns].t()
     return product
+
+
+def lossy_product(x: torch.Tensor, held: Stored | Affine, threshold: float) -> torch.Tensor | None:
+    """x W^T as a scheme that rounds activations computes it, fp64 (rows, out); None for the others."""
+    if isinstance(held, Affine):
+        return dynamic_product(x, held) if held.dynamic else None
+    return int8_product(x, held, threshold) if held.kind == "int8" else None
 
 
 def error_of(y: torch.Tensor, exact: torch.Tensor, dtype: torch.dtype, own: torch.Tensor | None = None) -> Error:
@@ -304,13 +271,14 @@ def _with_outliers(x: torch.Tensor) -> torch.Tensor:
     return changed
 
 
-def _kernels(group: Group, loaded: Loaded, held: dict[str, Stored], paths: list[str]) -> _Kernels:
+def _kernels(group: Group, loaded: Loaded, held: dict[str, Stored | Affine], paths: list[str]) -> _Kernels:
     modules = quantized_modules(loaded.model)
     found = _Kernels()
     products = _Products()
     with _recorded({path: modules[path] for path in paths if path in modules}) as seen, products:
         loaded.forward(**_batch(group, loaded.model))
-    found.dtypes = [f"{name} in {dtype}" for name, dtype in products.seen if dtype != group.dtype]
+    wanted = quantizers.compute_dtype(group.spec.quantization, group.dtype)
+    found.dtypes = [f"{name} in {dtype}" for name, dtype in products.seen if dtype != wanted]
     for path, (x, y) in seen.items():
         flat = x.reshape(-1, x.shape[-1])
         more = _with_outliers(flat)
@@ -322,6 +290,8 @@ def _kernels(group: Group, loaded: Loaded, held: dict[str, Stored], paths: list[
         errors = [exact.error(rows, output) for rows, output in zip(own, outputs, strict=True)]
         found.plain.append(errors[0])
         found.outliers.append(errors[1])
+        if exact.other_threshold(more, outputs[1]):
+            found.thresholds.append(path)
         found.single += errors[2:] if outputs[0].shape[-1] >= FEW else []
         found.dtypes += [f"output in {o.dtype}" for o in outputs[:1] if o.dtype != group.dtype]
         found.inputs[path] = flat
@@ -341,7 +311,7 @@ def _name_worst(found: _Kernels, paths: list[str]) -> None:
 class _Exact:
     """The products of one quantized linear in fp64."""
 
-    def __init__(self, group: Group, path: str, held: Stored) -> None:
+    def __init__(self, group: Group, path: str, held: Stored | Affine) -> None:
         self.dtype = group.dtype
         self.held = held
         self.threshold = float(group.spec.quantization["arguments"].get("llm_int8_threshold", THRESHOLD))
@@ -352,11 +322,22 @@ class _Exact:
     def error(self, x: torch.Tensor, y: torch.Tensor) -> Error:
         """Of the output `y` for the input `x` (rows, in)."""
         exact = x.double() @ self.weight.t()
-        own = int8_product(x, self.held, self.threshold) if self.held.kind == "int8" else None
+        own = lossy_product(x, self.held, self.threshold)
         if self.bias is not None:
             exact += self.bias
             own = None if own is None else own + self.bias
         return error_of(y.reshape(exact.shape), exact, self.dtype, own)
+
+    def other_threshold(self, x: torch.Tensor, y: torch.Tensor) -> bool:
+        """Whether the output `y` for `x` is nearer to what another outlier threshold would give than the one asked
+        for. False for schemes without one."""
+        if isinstance(self.held, Affine) or self.held.kind != "int8":
+            return False
+        products = [lossy_product(x, self.held, t) for t in (self.threshold, THRESHOLD if not self.threshold else 0.0)]
+        bias = 0.0 if self.bias is None else self.bias
+        asked, other = (float((y.reshape(p.shape).double() - p - bias).square().mean()) for p in products
+                        if p is not None)  # fmt: skip
+        return other < asked
 
     def gradient_error(self, dy: torch.Tensor, dx: torch.Tensor) -> Error:
         """Of the gradient `dx` with respect to the input, for the output's gradient `dy` (rows, out)."""
@@ -389,7 +370,7 @@ class _RoundTrip:
                 report.measure(f"{name}_channel", [e.channel for e in errors], unit="of the arithmetic's own")
 
 
-def _round_trip(group: Group, held: dict[str, Stored], kernels: _Kernels) -> _RoundTrip:
+def _round_trip(group: Group, held: dict[str, Stored | Affine], kernels: _Kernels) -> _RoundTrip:
     """Load again with one more module to be left alone; look at it, save it, load what was saved, train a step.
 
     Nothing of it has run a forward before it is saved: on some processors the first one repacks the codes.
@@ -397,12 +378,9 @@ def _round_trip(group: Group, held: dict[str, Stored], kernels: _Kernels) -> _Ro
     found = _RoundTrip()
     skipped = next(iter(held))
     left = [path for path, m in group.master.named_modules() if _could_be_quantized(m) and path not in held]
-    arguments = group.spec.quantization["arguments"] | {"llm_int8_skip_modules": [*left, skipped]}
+    scheme = quantizers.skipping(group.spec.quantization, [*left, skipped])
     with under_test("load"):
-        model = from_pretrained(
-            group.checkpoint, group.task, group.dtype, "eager", group.device,
-            group.spec.quantization | {"arguments": arguments},
-        )  # fmt: skip
+        model = from_pretrained(group.checkpoint, group.task, group.dtype, "eager", group.device, scheme)
     modules = quantized_modules(model)
     with under_test("quantized state"):
         again = {path: dequantize.stored(module) for path, module in modules.items()}
@@ -410,7 +388,7 @@ def _round_trip(group: Group, held: dict[str, Stored], kernels: _Kernels) -> _Ro
     found.counts["unskipped_differing"] = _differing(
         {p: h for p, h in held.items() if p != skipped}, again, found, frozenset({skipped, *left})
     )
-    found.counts["saved_differing"], restored = _saved(group, model, again, found)
+    restored = _save_and_reload(group, model, again, found)
     for path in kernels.inputs:
         if path in modules:
             found.dequantized.append(_dequantize_error(modules[path], again[path]))
@@ -419,6 +397,8 @@ def _round_trip(group: Group, held: dict[str, Stored], kernels: _Kernels) -> _Ro
     grown = weights_bytes(model) - before - held_bytes_growth(again)
     found.counts["training_left_behind_bytes"] = max(0, grown)
     inputs = _batch(group, model)
+    if restored is None:
+        return found
     first, second = (_forward(group, m, inputs) for m in (model, restored))
     found.counts["saved_output_differing"] = int((first != second).sum())
     if group.spec.at_least("deep"):
@@ -427,6 +407,18 @@ def _round_trip(group: Group, held: dict[str, Stored], kernels: _Kernels) -> _Ro
         after, _ = _saved(group, model, again, found)
         found.counts["saved_after_forward_differing"] = after
     return found
+
+
+def _save_and_reload(group: Group, model: Any, held: dict[str, Stored | Affine], into: _RoundTrip) -> Any:
+    """The model that was saved and loaded again; None where the library says that it cannot be saved, and refuses."""
+    try:
+        into.counts["saved_differing"], restored = _saved(group, model, held, into)
+    except StackError as refused:
+        if quantizers.serializable(model) or refused.phase != "save":
+            raise
+        into.facts["saved"] = f"refused: {type(refused.original).__name__}: {refused.original}"[:400]
+        return None
+    return restored
 
 
 def _could_be_quantized(module: Any) -> bool:
@@ -439,7 +431,10 @@ def _forward(group: Group, model: Any, inputs: dict[str, torch.Tensor]) -> torch
 
 
 def _differing(
-    wanted: dict[str, Stored], found: dict[str, Stored], into: _RoundTrip, left_alone: frozenset[str] = frozenset()
+    wanted: dict[str, Stored | Affine],
+    found: dict[str, Stored | Affine],
+    into: _RoundTrip,
+    left_alone: frozenset[str] = frozenset(),
 ) -> int:
     """Number of tensors that are not bit for bit those wanted; missing linears, other kinds, and linears that are
     quantized besides (but those `left_alone`, which are counted elsewhere) count too."""
@@ -459,7 +454,7 @@ def _differing(
     return len(names)
 
 
-def _saved(group: Group, model: Any, held: dict[str, Stored], into: _RoundTrip) -> tuple[int, Any]:
+def _saved(group: Group, model: Any, held: dict[str, Stored | Affine], into: _RoundTrip) -> tuple[int, Any]:
     """Save, load what was saved; how many tensors came back otherwise, and the model."""
     with tempfile.TemporaryDirectory(prefix="compat-") as folder, under_test("save"):
         model.save_pretrained(folder)
@@ -469,14 +464,19 @@ def _saved(group: Group, model: Any, held: dict[str, Stored], into: _RoundTrip) 
         found = {path: dequantize.stored(module) for path, module in quantized_modules(restored).items()}
     count = _differing(held, found, into)
     theirs = dict(restored.named_parameters())
+    codes = {f"{path}.weight" for path in held}  # compared already
     for name, parameter in model.named_parameters():
-        if parameter.dtype.is_floating_point and (name not in theirs or not torch.equal(parameter, theirs[name])):
+        if (
+            name not in codes
+            and parameter.dtype.is_floating_point
+            and (name not in theirs or not torch.equal(parameter, theirs[name]))
+        ):
             count += 1
             into.facts.setdefault("differing_in", [name])
     return count, restored
 
 
-def _dequantize_error(module: Any, held: Stored) -> float:
+def _dequantize_error(module: Any, held: Stored | Affine) -> float:
     """The library's own dequantization against ours, in eps of its dtype times the largest weight; where it raises or
     has another shape, as if it were off by the largest weight."""
     try:
@@ -492,9 +492,10 @@ def _dequantize_error(module: Any, held: Stored) -> float:
 
 
 def _train(
-    group: Group, modules: dict[str, Any], held: dict[str, Stored], kernels: _Kernels, found: _RoundTrip
+    group: Group, modules: dict[str, Any], held: dict[str, Stored | Affine], kernels: _Kernels, found: _RoundTrip
 ) -> None:
     """One step forward and back through each linear alone, every other one in training mode."""
+    found.counts["gradient_cut"] = 0
     generator = torch.Generator().manual_seed(group.spec.seed)
     for number, (path, flat) in enumerate(kernels.inputs.items()):
         module = modules.get(path)
@@ -505,11 +506,13 @@ def _train(
         module.train(number % 2 == 1)
         with under_test("train"), torch.enable_grad():
             y = module(x)
-            (dx,) = torch.autograd.grad(y, x, dy, allow_unused=True)
+            dx = torch.autograd.grad(y, x, dy, allow_unused=True)[0] if y.requires_grad else None
         module.eval()
+        found.counts["gradient_cut"] += dx is None
         exact = _Exact(group, path, held[path])
         found.training.append(exact.error(flat, y.detach()))
-        found.gradients.append(exact.gradient_error(dy, torch.zeros_like(flat) if dx is None else dx))
+        if dx is not None:
+            found.gradients.append(exact.gradient_error(dy, dx))
 
 
 # -- loss --------------------------------------------------------------------------------------------------------
