@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import transformers
 
-from compat.worker import bettertransformer, onnx_runtime, stack_api
+from compat.worker import bettertransformer, onnx_runtime, quantizers, stack_api
 from compat.worker.calls import under_test
 from compat.worker.dispatch import forced_sdpa_kernel
 from compat.worker.group import Group, Loaded

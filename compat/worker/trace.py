@@ -28,7 +28,7 @@ OUTSIDE = "(outside the model)"
 COPIES = frozenset({"clone", "copy_", "_to_copy", "cat", "stack", "repeat", "index_select", "copy"})
 """Operators that write what was already there, as such or in another dtype or layout."""
 
-PRODUCTS = frozenset({"mm", "bmm", "_grouped_mm", "mv", "dot", "addmm", "baddbmm", "addbmm", "addmv"})
+PRODUCTS = frozenset({"mm", "_int_mm", "bmm", "_grouped_mm", "mv", "dot", "addmm", "baddbmm", "addbmm", "addmv"})
 """Matrix products of aten; those that add have the product in their second and third tensor."""
 
 LAYER_PRODUCTS = ("aten::mm", "aten::addmm", "aten::_grouped_mm")
