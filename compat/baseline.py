@@ -74,9 +74,10 @@ def _parts(text: str, count: int) -> tuple[str, list[str]]:
         raise ValueError(
             f"{count} entries, but {len(starts)} lines that read [[expect]]: write each on a line of its own"
         )
+    if not starts:
+        return text, []
     ends = [*starts[1:], len(lines)]
-    preamble = "".join(lines[: starts[0]]) if starts else text
-    return preamble, ["".join(lines[a:b]) for a, b in zip(starts, ends, strict=True)]
+    return "".join(lines[: starts[0]]), ["".join(lines[a:b]) for a, b in zip(starts, ends, strict=True)]
 
 
 def _opening(run: Run) -> str:
@@ -113,4 +114,4 @@ def _literal(text: str) -> str:
 
 def _text(text: str) -> str:
     """`text` as a TOML basic string."""
-    return json.dumps(text, ensure_ascii=True).replace("\x7f", "\\u007f")
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

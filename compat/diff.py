@@ -73,7 +73,7 @@ _Repeated = frozenset[tuple[str, Outcome]]
 
 
 def _load_group(cell: Cell) -> str:
-    return "/".join(cell.axes.get(a, "") for a in ("model", "dtype", "quantization"))
+    return "/".join(cell.axes.get(a, "") for a in ("model", "dtype", "quantization", "mode"))
 
 
 def _repeated(run: Run) -> _Repeated:

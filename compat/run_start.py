@@ -5,6 +5,7 @@ In: what a front end asked for, the matrix and its plan. Out: the header of the 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -40,11 +41,21 @@ def header(
             "title": matrix.title,
             **settings,
             "compat": __version__,
+            "criteria": criteria_digest(),
             "models": {m: traits(matrix.models[m]) for m in dict.fromkeys(c.model for c in cells)},
         },
     )
     planned = tuple(store.Planned(id=c.id, axes=c.axes, checks=c.checks, excluded=c.excluded) for c in cells)
     return store.Header(journal=store.JOURNAL_SCHEMA, run=info, environment=Environment(), planned=planned)
+
+
+def criteria_digest() -> str:
+    """A hash of the thresholds and of the recognised refusals: equal digests judge alike."""
+    here = Path(__file__).parent
+    digest = hashlib.sha256()
+    for path in (*sorted((here / "criteria").glob("*.toml")), here / "refusals.toml"):
+        digest.update(f"{path.name}\0".encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def run_settings(seed: int, depth: str, speed: SpeedSettings) -> dict[str, Any]:

@@ -134,3 +134,41 @@ def test_every_check_has_a_test_function() -> None:
 
     asked = {name.removeprefix("test_") for name in vars(test_matrix) if name.startswith("test_")}
     assert asked == set(CHECKS.names)
+
+
+KNOWN = """
+[[expect]]
+cells = "falcon/*/sdpa/*"
+checks = ["load"]
+outcome = "degraded"
+reason = "the switch is ignored"
+issue = "https://example.org/1"
+
+[[expect]]
+cells = "falcon/*/eager/*"
+checks = ["load"]
+outcome = "fail"
+reason = "it did once"
+"""
+
+
+def test_what_is_expected_to_fail_is_xfailed_and_a_strict_pass_fails(project: Path, pytester: pytest.Pytester) -> None:
+    (project / "known.toml").write_text(KNOWN, encoding="utf-8")
+    chosen = (*SUITE, "--compat-cells=falcon/*", "--compat-expectations=known.toml", "--compat-shard=1/1", "-rxX")
+    result = pytester.runpytest_subprocess(*chosen, "--compat-strict", "--compat-out=out")
+    result.assert_outcomes(passed=2, failed=1, xfailed=1)
+    result.stdout.fnmatch_lines(["*degraded: the switch is ignored (https://example.org/1)*"])
+    result.stdout.fnmatch_lines(["*passes, though *known.toml: expect*1* expects a failure: it did once*"])
+    assert {c.id: c.outcome.value for c in read_run(project / "out").cells} == {
+        "falcon/fp32/eager/none": "pass",
+        "falcon/fp32/sdpa/none": "degraded",
+    }, "outcomes stay facts"
+
+
+def test_a_shard_that_is_none_is_a_usage_error(project: Path, pytester: pytest.Pytester) -> None:
+    result = pytester.runpytest_subprocess(*SUITE, "--compat-shard=4/3", "--co")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert "--compat-shard: '4/3' is no part such as 1/3" in "\n".join(result.outlines + result.errlines)
+    result = pytester.runpytest_subprocess(*SUITE, "--compat-shard=2/3", "--co", "-q")
+    names = [line for line in result.outlines if "::" in line]
+    assert len(names) == 4, "one of three load groups: two cells, two checks"

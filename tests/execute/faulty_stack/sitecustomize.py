@@ -2,7 +2,7 @@
 
 COMPAT_TEST_FAULT names what happens, COMPAT_TEST_FAULT_AT when: a sequence length, optionally after the attention
 implementation (`sdpa:65`); every forward without it. COMPAT_TEST_MARKER is a file
-that is written just before. The family is OPT.
+that is written just before; with COMPAT_TEST_FAULT_ONCE nothing happens once it is there. The family is OPT.
 """
 
 from __future__ import annotations
@@ -73,12 +73,15 @@ FAULTS: dict[str, Callable[[], None]] = {
 def _patch(module: Any) -> None:
     fault = FAULTS[os.environ["COMPAT_TEST_FAULT"]]
     implementation, _, length = os.environ.get("COMPAT_TEST_FAULT_AT", "").rpartition(":")
+    once = bool(os.environ.get("COMPAT_TEST_FAULT_ONCE"))
     original = module.OPTForCausalLM.forward
 
     def forward(self: Any, input_ids: Any = None, *arguments: Any, **keywords: Any) -> Any:
         here = not implementation or self.config._attn_implementation == implementation
+        marker = os.environ.get("COMPAT_TEST_MARKER", "")
+        here = here and not (once and os.path.exists(marker))
         if here and (not length or (input_ids is not None and input_ids.shape[1] == int(length))):
-            if marker := os.environ.get("COMPAT_TEST_MARKER"):
+            if marker:
                 with open(marker, "w", encoding="ascii") as file:
                     file.write(str(os.getpid()))
             fault()

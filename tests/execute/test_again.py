@@ -1,0 +1,83 @@
+"""Unexpected failures asked again: what becomes of two answers, and real workers that fail once or every time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+
+from compat.diff import flaky, outcomes_seen
+from compat.execute.again import BELIEVED, Reruns, combined
+from compat.matrix import CellSpec
+from compat.records import Check, Evidence, ExceptionInfo, Outcome, worst
+
+from ..matrix_files import TINY, write
+from ..stored_runs import checks
+from .running import environment, run
+
+CELL = CellSpec("opt", "fp32", "sdpa", "none", ("agreement",))
+
+
+@settings(max_examples=30)
+@given(checks("agreement"), checks("agreement"))
+def test_the_worse_outcome_stays_and_both_are_seen(first: Check, second: Check) -> None:
+    both = combined(first, second)
+    assert both.outcome is worst((first.outcome, second.outcome))
+    assert outcomes_seen(both) == {first.outcome, second.outcome}
+    assert flaky(both) == (first.outcome is not second.outcome)
+    assert both.attempts == 2
+    (other,) = both.evidence.facts["attempts"]
+    kept_first = first.outcome is not second.outcome and both.outcome is first.outcome
+    assert other["attempt"] == (2 if kept_first else 1)
+    assert other["reason"] == (second if kept_first else first).reason
+
+
+def test_a_device_fault_is_never_asked_again() -> None:
+    reruns = Reruns(lambda cell, check: True)
+    lost = ExceptionInfo(type="RuntimeError", message="CUDA error", refusal="device-fault")
+    assert not reruns.asks(CELL, Check(name="agreement", outcome=Outcome.CRASH, evidence=Evidence(exception=lost)))
+    assert reruns.asks(CELL, Check(name="agreement", outcome=Outcome.CRASH))
+
+
+def test_a_cause_that_came_twice_in_some_cells_is_believed() -> None:
+    reruns = Reruns(lambda cell, check: True)
+    failed = Check(name="agreement", outcome=Outcome.FAIL, evidence=Evidence(signature="x"))
+    for _ in range(BELIEVED):
+        assert reruns.asks(CELL, failed)
+        reruns.saw(CELL, failed, failed)
+    assert not reruns.asks(CELL, failed)
+    other = Check(name="agreement", outcome=Outcome.FAIL, evidence=Evidence(signature="y"))
+    assert reruns.asks(CELL, other), "another cause is news"
+    assert reruns.asks(CellSpec("llama", "fp32", "sdpa", "none", ("agreement",)), failed), "so is another model"
+
+
+@pytest.mark.parametrize(("once", "seen"), [(True, {"fail", "pass"}), (False, {"fail"})])
+def test_a_worker_that_fails_is_asked_again(
+    once: bool, seen: set[str], tmp_path: Path, probe_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment("raise", "sdpa:65", tmp_path / "marker").items():
+        monkeypatch.setenv(name, value)
+    if once:
+        monkeypatch.setenv("COMPAT_TEST_FAULT_ONCE", "1")
+    matrix = write(tmp_path, TINY.replace('"opt", "llama"', '"opt"'))
+    stored = run(matrix, tmp_path / "out", probe_cache, rerun=True, workers=1)
+    found = {(c.id, k.name): k for c in stored.cells for k in c.checks if k.attempts > 1}
+    assert set(found) == {("opt/fp32/sdpa/none", "agreement")}
+    (again,) = found.values()
+    assert again.outcome is Outcome.FAIL, "the worse outcome stays"
+    assert {o.value for o in outcomes_seen(again)} == seen
+    assert ("flaky: pass in another attempt" in again.reason) == once
+
+
+def test_what_is_expected_is_not_asked_again(
+    tmp_path: Path, probe_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment("raise", "sdpa:65").items():
+        monkeypatch.setenv(name, value)
+    matrix = write(tmp_path, TINY.replace('"opt", "llama"', '"opt"'))
+    known = '[[expect]]\ncells = "opt/*/sdpa/*"\nchecks = ["agreement"]\noutcome = "fail"\nreason = "raises"\n'
+    stored = run(matrix, tmp_path / "out", probe_cache, expectations=write(tmp_path, known, "e.toml"), workers=1)
+    found = {(c.id, k.name): k for c in stored.cells for k in c.checks}
+    assert found["opt/fp32/sdpa/none", "agreement"].outcome is Outcome.FAIL, stored.cells
+    assert {k.attempts for k in found.values()} == {1}
