@@ -72,6 +72,7 @@ class Browser:
         for domain in ("Page", "Runtime", "Log", "Network"):
             self._ask(f"{domain}.enable")
         self._ask("Page.setLifecycleEventsEnabled", enabled=True)
+        self._ask("Performance.enable", timeDomain="threadTicks")
         self._ask("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self._ask("Emulation.setEmulatedMedia", features=[scheme])
@@ -108,6 +109,11 @@ class Browser:
             if time.monotonic() > end:
                 raise BrowserError(f"never true: {expression}")
             time.sleep(0.02)
+
+    def worked_seconds(self) -> float:
+        """Processor time of the page's main thread so far: scripts, style, layout. Other processes do not count."""
+        metrics = self._ask("Performance.getMetrics")["metrics"]
+        return float(next(m["value"] for m in metrics if m["name"] == "TaskDuration"))
 
     def press(self, key: str, *, shift: bool = False) -> None:
         """Press and release one key, as a keyboard does."""

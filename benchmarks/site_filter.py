@@ -6,7 +6,8 @@
     python benchmarks/site_filter.py --out FILE         # the figures as JSON
 
 The runs are made up; only the time of the page is measured. For each key the page itself notes `performance.now()` when
-the key arrives, when its own work is done, and after the next frame was drawn.
+the key arrives and after the next frame was drawn. Beside it: processor time that the page's main thread spent
+on the key, which says something on a busy machine too, and decides the exit code.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import random
 import statistics
 import tempfile
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +52,7 @@ REASONS = (
     "padding: logits of padded rows differ from those of the row alone",
 )
 LIMIT_MILLISECONDS = 100.0
-"""What a key may take, from its arrival to the frame after it."""
+"""What a key may take."""
 
 WATCH = """
 window.keyTimes = [];
@@ -151,9 +153,12 @@ def measure(site: Path) -> dict[str, Any]:
 
 def _keys(browser: Browser, before: str, keys: list[str]) -> dict[str, float]:
     browser.value(f"{before}, window.keyTimes = [], true")
+    worked = []
     for key in keys:
+        begun = browser.worked_seconds()
         browser.press(key)
         browser.wait("window.keyTimes.every((entry) => entry.frame && entry.work)")
+        worked.append(1000 * (browser.worked_seconds() - begun))
     times = browser.value("window.keyTimes.map((entry) => [entry.work, entry.frame])")
     if len(times) != len(keys):
         raise SystemExit(f"{len(keys)} keys were pressed, {len(times)} arrived")
@@ -162,12 +167,20 @@ def _keys(browser: Browser, before: str, keys: list[str]) -> dict[str, float]:
         "keys": len(keys),
         "median": round(statistics.median(frames), 1),
         "largest": round(max(frames), 1),
-        "largest_work": round(max(pair[0] for pair in times), 1),
+        "processor_median": round(statistics.median(worked), 1),
+        "processor_largest": round(max(worked), 1),
     }
 
 
+def _processor() -> str:
+    """The processor's name where the system tells it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    return next((x.partition(":")[2].strip() for x in lines if x.startswith("model name")), platform.machine())
+
+
 def main() -> int:
-    """Make, publish, measure, print; 1 where a key took longer than the limit."""
+    """Make, publish, measure, print; 1 where a key took more processor time than the limit."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--cells", type=int, default=10_000)
     parser.add_argument("--runs", type=int, default=50)
@@ -186,7 +199,8 @@ def main() -> int:
             made["site_megabytes"] = round(written.megabytes, 1)
         figures = measure(given.site or folder / "site")
     figures |= {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "machine": f"{_processor()}, {os.cpu_count()} cores",
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "load_average": round(os.getloadavg()[0], 1),
         **made,
     }
@@ -194,8 +208,9 @@ def main() -> int:
     if given.out:
         given.out.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     worst = max(found["largest"] for found in figures["milliseconds"].values())
-    print(f"the slowest key took {worst} ms; the aim is {LIMIT_MILLISECONDS:g} ms")
-    return 0 if worst < LIMIT_MILLISECONDS and not figures["console"] else 1
+    spent = max(found["processor_largest"] for found in figures["milliseconds"].values())
+    print(f"the slowest key took {worst} ms, {spent} ms of processor time; the aim is {LIMIT_MILLISECONDS:g} ms")
+    return 0 if spent < LIMIT_MILLISECONDS and not figures["console"] else 1
 
 
 if __name__ == "__main__":

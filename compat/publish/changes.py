@@ -1,14 +1,17 @@
-"""What became of a cell from one run to another, in one word: the same for the pages and for what is counted here.
+"""What became of a cell or a check from one run to another, by its outcome: the same for the pages and for what is
+counted here, in the words and the order of `compat diff`.
 
-In: two outcomes, or None for a cell that a run does not hold. Out: a `Change`, or None where nothing changed.
+In: two outcomes, or None for what a run does not hold. Out: a `Change`, or None where nothing changed. Causes, kernels,
+repeated attempts and speeds are left to `compat diff`, which has the whole runs.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-from compat.records import BAD, SEVERITY, Outcome
-from compat.render.groups import QUIET
+from compat.diff import RANK
+from compat.diff_result import Kind
+from compat.records import Outcome
 
 from .columns import ABSENT, LETTERS
 
@@ -22,39 +25,32 @@ class Change(NamedTuple):
     slug: str
 
 
-BROKE = Change("newly bad", "bad now, and was not", "\u25bc", "fail")
-FIXED = Change("fixed", "bad before, and runs well enough now", "\u25b2", "pass")
-WORSE = Change("worse", "not bad, but less than it was", "\u2193", "degraded")
-BETTER = Change("better", "more than it was", "\u2191", "pass")
-WITHHELD = Change("no longer asked", "refused, missing or left out now", "-", "unsupported")
-ASKED = Change("now asked", "refused, missing or left out before", "+", "inconclusive")
-OTHER = Change("other", "bad or not asked in another way, or the harness failed", "\u2260", "not-run")
-ADDED = Change("added", "only the newer run holds it", "+", "not-run")
-REMOVED = Change("removed", "only the older run holds it", "-", "not-run")
+REGRESSED = Change(Kind.REGRESSED.value, "worse: pass, degraded, unsupported, bad follow each other", "\u25bc", "fail")
+MIXED = Change(Kind.MIXED.value, "one check regressed, another was fixed", "\u2260", "degraded")
+FIXED = Change(Kind.FIXED.value, "better, in the same order", "\u25b2", "pass")
+CHANGED = Change(
+    Kind.CHANGED.value,
+    "neither better nor worse: another bad outcome, or one that says nothing of the cell",
+    "~",
+    "inconclusive",
+)
+NEW = Change(Kind.NEW.value, "the newer run alone holds it", "+", "not-run")
+GONE = Change(Kind.GONE.value, "the older run alone holds it", "-", "not-run")
 
-KINDS: tuple[Change, ...] = (BROKE, WORSE, WITHHELD, FIXED, BETTER, ASKED, OTHER, ADDED, REMOVED)
+KINDS: tuple[Change, ...] = (REGRESSED, MIXED, CHANGED, GONE, FIXED, NEW)
 """Every kind, the alarming first."""
 
 
 def change(base: Outcome | None, head: Outcome | None) -> Change | None:
-    """What happened to a cell between `base` and `head`."""
-    if base == head:
+    """What happened between `base` and `head`."""
+    if base is head:
         return None
     if base is None or head is None:
-        return ADDED if base is None else REMOVED
-    if Outcome.ERROR in (base, head):
-        return OTHER
-    if (base in BAD and head in BAD) or (base in QUIET and head in QUIET):
-        return OTHER
-    if head in BAD:
-        return BROKE
-    if head in QUIET:
-        return WITHHELD
-    if base in BAD:
-        return FIXED
-    if base in QUIET:
-        return ASKED
-    return WORSE if SEVERITY.index(head) < SEVERITY.index(base) else BETTER
+        return NEW if base is None else GONE
+    before, after = RANK.get(base), RANK.get(head)
+    if before is None or after is None or before == after:
+        return CHANGED
+    return REGRESSED if before < after else FIXED
 
 
 def table() -> dict[str, int]:

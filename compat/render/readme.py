@@ -163,6 +163,7 @@ GENERATORS: dict[str, tuple[Generator, dict[str, bool]]] = {
     "models": (readme_tables.models_part, {}),
     "cost": (readme_tables.cost_part, {"file": True}),
     "noise": (readme_tables.noise_part, {"file": True}),
+    "filter": (readme_tables.filter_part, {"file": True}),
 }
 """Name of a mark -> its generator, and its options: option -> whether it must be given."""
 

@@ -99,6 +99,11 @@ def noise_part(options: Options, root: Path) -> str:
     return _benchmark(options["file"], root, "timing_noise.py", _noise_parts)
 
 
+def filter_part(options: Options, root: Path) -> str:
+    """The table of benchmarks/site_filter.py from the JSON that it wrote."""
+    return _benchmark(options["file"], root, "site_filter.py", _filter_parts)
+
+
 def _benchmark(file: str, root: Path, made_by: str, parts: Callable[[Any], Iterator[str]]) -> str:
     """The text that `parts` make of a stored benchmark. Raises MarkError."""
     try:
@@ -137,6 +142,20 @@ def _noise_parts(data: Any) -> Iterator[str]:
         "overhead",
     ]
     yield _table(head, rows, "rrrrrrrrr")
+
+
+def _filter_parts(data: Any) -> Iterator[str]:
+    yield (
+        f"Measured on {code(data['machine'])} ({code(data['browser'])}), {code(data['date'])}, at a load average of "
+        f"{data['load_average']:g}: {data['cells']} over {plural(data['runs'], 'run')}; the page was there after "
+        f"{data['opened_seconds']:.1f} s."
+    )
+    rows = [
+        [name, f"{x['keys']}", f"{x['processor_median']:g}", f"{x['processor_largest']:g}", f"{x['median']:g}",
+         f"{x['largest']:g}"]
+        for name, x in data["milliseconds"].items()
+    ]  # fmt: skip
+    yield _table(["keys", "pressed", "processor, median", "largest", "wall, median", "largest"], rows, "lrrrrr")
 
 
 def _cost_parts(data: Any) -> Iterator[str]:

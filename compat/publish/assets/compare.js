@@ -15,6 +15,19 @@
     const reason = (n) => run.reason[n] < 0 ? "" : run.reasons[run.reason[n]];
     return new Map(keys(run).map((cell, n) => [cell.key, { id: cell.id, letter: run.outcomes[n], reason: reason(n), letters: run.letters[n] }]));
   }
+  // Checks that both runs asked, with another outcome
+  function checks(first, a, second, b) {
+    const at = new Map(second.checks.map((name, n) => [name, b.letters[n] || "."]));
+    return first.checks.map((name, n) => ({ name, from: a.letters[n] || ".", to: at.get(name) || "." }))
+      .filter((check) => check.from !== "." && check.to !== "." && check.from + check.to in changes)
+      .map((check) => ({ ...check, kind: changes[check.from + check.to] }));
+  }
+  const number = (word) => kinds.findIndex((kind) => kind.word === word);
+  const regressed = number("regressed"), fixed = number("fixed"), mixed = number("mixed");
+  function together(found) {
+    if (found.has(regressed) && found.has(fixed)) return mixed;
+    return found.has(regressed) ? regressed : found.has(fixed) ? fixed : Array.from(found)[0];
+  }
   async function put() {
     let first, second;
     try { [first, second] = await Promise.all([load("runs/" + base.value), load("runs/" + head.value)]); } catch (error) {
@@ -24,7 +37,9 @@
     const before = cells(first), after = cells(second), rows = [];
     for (const key of new Set([...after.keys(), ...before.keys()])) {
       const a = before.get(key), b = after.get(key), pair = (a ? a.letter : ".") + (b ? b.letter : ".");
-      if (pair in changes) rows.push({ kind: changes[pair], id: (b || a).id, from: pair[0], to: pair[1], reason: (b && b.reason) || (a && a.reason) || "" });
+      const turned = a && b ? checks(first, a, second, b) : [];
+      const found = new Set([...(pair in changes ? [changes[pair]] : []), ...turned.map((check) => check.kind)]);
+      if (found.size) rows.push({ kind: together(found), id: (b || a).id, from: pair[0], to: pair[1], turned, reason: (b && b.reason) || (a && a.reason ? "was: " + a.reason : "") });
     }
     rows.sort((a, b) => a.kind - b.kind);
     const same = Array.from(after.keys()).filter((key) => before.has(key)).length;
@@ -56,7 +71,8 @@
     more.addEventListener("click", () => { state.listed += STEP; list(); });
     const line = (row) => make("tr", {},
       make("td", {}, make("span", { className: "kind k-" + kinds[row.kind].slug }, kinds[row.kind].sign + " " + kinds[row.kind].word)),
-      make("th", { scope: "row" }, row.id), make("td", { className: "turn" }, mark(row.from), " to ", mark(row.to), make("span", { className: "vh" }, " " + (outcomes[row.from] || absent).word + " to " + (outcomes[row.to] || absent).word)), make("td", {}, row.reason));
+      make("th", { scope: "row" }, row.id), make("td", { className: "turn" }, mark(row.from), " to ", mark(row.to), make("span", { className: "vh" }, " " + (outcomes[row.from] || absent).word + " to " + (outcomes[row.to] || absent).word)),
+      make("td", {}, row.turned.length ? make("span", { className: "turned" }, row.turned.map((check) => check.name + ": " + outcomes[check.from].word + " to " + outcomes[check.to].word).join("; ")) : "", row.reason));
     rowsBox.replaceChildren(make("table", { className: "list" }, make("caption", { className: "vh" }, "Cells whose outcome differs"),
       make("thead", {}, make("tr", {}, ...["change", "cell", "outcome", "reason"].map((text) => make("th", { scope: "col" }, text)))), make("tbody", {}, ...kept.slice(0, state.listed).map(line))), kept.length > state.listed ? more : "");
   }
