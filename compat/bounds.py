@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from compat.axes import ATTENTION, AXES, DTYPES, QUANTIZATIONS
+from compat.axes import ATTENTION, AXES, DTYPES, MODES, PLAIN, QUANTIZATIONS
 from compat.judge import Context, Rule, by_facts, criteria, criteria_tables, derive, stored_context
 from compat.records import Cell, Check, Measurement, Outcome, Run
 
@@ -44,8 +44,9 @@ class Found:
 def context(run: Run, cell: Cell) -> Context | None:
     """What the rules may ask about a stored cell; None for one whose axes this version of compat does not know."""
     known = {"dtype": DTYPES.names, "attention": ATTENTION.names, "quantization": QUANTIZATIONS.names}
+    whole = cell.axes.get("mode", PLAIN) in MODES
     models = run.run.settings.get("models", {})
-    whole = all(axis in cell.axes for axis in AXES) and isinstance(models, dict)
+    whole = whole and all(axis in cell.axes for axis in AXES) and isinstance(models, dict)
     if not whole or not isinstance(models.get(cell.axes["model"], {}), dict):
         return None
     return stored_context(run, cell) if all(cell.axes[a] in names for a, names in known.items()) else None

@@ -325,6 +325,7 @@ def _diff(add: Any) -> None:
         "--fail-on", type=arguments.outcomes, default=(), metavar="LIST",
         help="outcomes that count (default: fail,crash,error,oom,timeout,degraded)",
     )  # fmt: skip
+    _github(expect)
     expect.set_defaults(run=expect_commands.expect)
 
     baseline = add.add_parser("baseline", help="write down what fails now, so that only what is new counts")

@@ -11,7 +11,7 @@ import shlex
 import signal
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import TYPE_CHECKING, Any
 
 from compat.exit_codes import FINDINGS, INTERNAL, INTERRUPTED, NOTHING, OK, USAGE
@@ -104,7 +104,8 @@ def _conduct(arguments: argparse.Namespace, options: Options) -> int:
         return INTERNAL
     _print_report(run)
     print(f"\nStored: {folder} ({', '.join(files)})")
-    _tell(run, told)
+    if session.book is None:
+        tell_step(run, told)
     if folder != session.folder:
         print(f"compat: {session.folder} takes no more ({session.refused}); rescued to {folder}", file=sys.stderr)
         return INTERNAL
@@ -114,21 +115,21 @@ def _conduct(arguments: argparse.Namespace, options: Options) -> int:
     if session.book is not None:
         from compat.expect_commands import gate
 
-        return gate(run, folder, session.book.path, arguments.fail_on, arguments.strict)
+        return gate(run, folder, session.book.path, arguments.fail_on, arguments.strict, told)
     outcomes = {c.outcome for cell in run.cells for c in cell.checks}
     if Outcome.ERROR in outcomes:
         return INTERNAL
     return FINDINGS if any(o.value in arguments.fail_on for o in outcomes) else OK
 
 
-def _tell(run: Run, path: Path | None) -> None:
+def tell_step(run: Run, path: Path | None, expected: Set[tuple[str, str]] = frozenset()) -> None:
     """Annotations and summary of a step of GitHub Actions. A file that cannot be written is said, and no failure."""
     from compat import github
 
     if path is None:
         return
     try:
-        print(github.tell(run, path), end="")
+        print(github.tell(run, path, expected), end="")
     except OSError as error:
         print(f"compat: {path}: the step's summary cannot be written: {error.strerror}", file=sys.stderr)
 
@@ -372,7 +373,7 @@ def report(arguments: argparse.Namespace) -> int:
     run = read_run(arguments.stored)
     if arguments.rejudge:
         run = rejudged(run)
-    _tell(run, told)
+    tell_step(run, told)
     if arguments.out is None and arguments.format == "terminal":
         _print_report(run)
         return OK

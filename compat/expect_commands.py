@@ -19,17 +19,22 @@ if TYPE_CHECKING:
 
 def expect(arguments: argparse.Namespace) -> int:
     """Judge a stored run by expectations."""
+    from compat import github
     from compat.store import find_run, read_run
 
     where = find_run(arguments.stored)
     run = read_run(where)
     path = arguments.expectations or _of_stored(run)
-    return gate(run, where, path, arguments.fail_on, arguments.strict)
+    step = github.summary_file(arguments.github)
+    return gate(run, where, path, arguments.fail_on, arguments.strict, step)
 
 
-def gate(run: Run, where: Path, path: Path | None, fail_on: tuple[str, ...], strict: bool) -> int:
+def gate(
+    run: Run, where: Path, path: Path | None, fail_on: tuple[str, ...], strict: bool, step: Path | None = None
+) -> int:
     """Print what the file at `path` says of `run` (None: nothing is expected); the exit code. `fail_on` names outcomes
-    that count (none: those that fail a test)."""
+    that count (none: those that fail a test); `step` is the summary of a step of GitHub Actions that is to be told."""
+    from compat.commands import tell_step
     from compat.expect import FAILING, account, read_expectations
     from compat.records import Outcome
     from compat.render.expect import render_account
@@ -40,6 +45,7 @@ def gate(run: Run, where: Path, path: Path | None, fail_on: tuple[str, ...], str
     whole = run.run.complete and not {"selected", "shard"} & set(run.run.settings)
     words = shlex.join(["compat", "baseline", "update", str(where), *(["--out", str(path)] if path else [])])
     print(render_account(run, found, book, update=words, width=width, color=color, whole=whole), end="")
+    tell_step(run, step, {(cell.id, check.name) for cell, check, _ in found.expected})
     if any(k.outcome is Outcome.ERROR for c in run.cells for k in c.checks):
         return INTERNAL
     return FINDINGS if found.unexpected or (strict and found.passing) else OK

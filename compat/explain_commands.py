@@ -40,7 +40,7 @@ def explain(arguments: argparse.Namespace) -> int:
         print(f"compat: {error}", file=sys.stderr)
         return USAGE
     paths, left = (arguments.history, 0) if arguments.history is not None else history.beside(arguments.stored)
-    others = history.read(paths) if arguments.history is not None else _readable(paths)
+    others = history.read(paths) if arguments.history is not None else _readable(paths, cell.id)
     told = story(run, cell, history.past(cell.id, [(str(arguments.stored), run), *others]), left)
     scripts = _scripts(run, cell, check)
     subject, script = next(iter(scripts), (None, ""))
@@ -78,8 +78,8 @@ def explain(arguments: argparse.Namespace) -> int:
     return code
 
 
-def _readable(paths: tuple[Path, ...]) -> list[tuple[str, Run]]:
-    """The runs beside that can be read: nobody named them, so one that cannot is told and left out."""
+def _readable(paths: tuple[Path, ...], cell: str) -> list[tuple[str, Run]]:
+    """The runs beside that have the cell: nobody named them, so one that cannot be read is told and left out."""
     from compat import history
     from compat.store import StoreError
 
@@ -89,7 +89,7 @@ def _readable(paths: tuple[Path, ...]) -> list[tuple[str, Run]]:
             found += history.read([path])
         except StoreError as error:
             print(f"compat: left out of the history: {error}", file=sys.stderr)
-    return found
+    return [(where, run) for where, run in found if any(c.id == cell for c in run.cells)]
 
 
 def _scripts(run: Run, cell: Cell, wanted: Check | None) -> list[tuple[Check, str]]:

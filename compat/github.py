@@ -7,7 +7,7 @@ compat.render.github.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 
 from compat.records import Run
@@ -38,12 +38,13 @@ def summary_file(asked: bool | None, environment: Mapping[str, str] | None = Non
     return None
 
 
-def tell(run: Run, path: Path) -> str:
-    """Append the summary to `path`, as far as the step has room left; the annotations to print. Raises OSError."""
+def tell(run: Run, path: Path, expected: Set[tuple[str, str]] = frozenset()) -> str:
+    """Append the summary to `path`, as far as the step has room left; the annotations to print, without what is
+    `expected`, (cell id, check) pairs. Raises OSError."""
     from compat.render.github import SUMMARY_BYTES, render_annotations, render_summary
 
     used = path.stat().st_size if path.exists() else 0
-    text = render_summary(run, SUMMARY_BYTES - used)
+    text = render_summary(run, SUMMARY_BYTES - used, expected)
     with path.open("a", encoding="utf-8") as file:
         file.write(text)
-    return render_annotations(run)
+    return render_annotations(run, expected)

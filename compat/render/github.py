@@ -6,12 +6,14 @@ are bounded by what GitHub takes: ten errors, ten warnings and 1 MiB of summary 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 
-from compat.records import BAD, Run
+import msgspec
+
+from compat.records import BAD, Cell, Outcome, Run, cell_outcome
 from compat.render.figures import plural
 from compat.render.grids import Grid, Panel
-from compat.render.groups import Group
+from compat.render.groups import Group, failures
 from compat.render.inert import one_line
 from compat.render.markdown import (
     _checks,
@@ -47,16 +49,33 @@ ROWS = 200
 """Rows of a table of causes."""
 
 
-def render_annotations(run: Run) -> str:
+Expected = Set[tuple[str, str]]
+"""(cell id, check) of failures that expectations name."""
+
+
+def render_annotations(run: Run, expected: Expected = frozenset()) -> str:
     """`::error` for what must not be used, `::warning` for the rest: one a cause, each kind at most ten, worst first.
 
-    The text ends in a newline unless there is nothing to say. No annotation names a file: a cell has none.
+    What is `expected` is one `::notice` that counts it. The text ends in a newline unless there is nothing to say. No
+    annotation names a file: a cell has none.
     """
-    found = summarise(run, pattern_limit=3).failures
+    found = failures([_unexpected(c, expected) for c in run.cells], 3)
     errors = [g for g in found if g.outcome in BAD]
     warnings = [g for g in found if g.outcome not in BAD]
     lines = [*_limited("error", errors), *_limited("warning", warnings)]
+    if expected:
+        cells = len({cell for cell, _ in expected})
+        title = f"compat: {plural(len(expected), 'expected failure')}"
+        lines.append(command("notice", title, f"in {plural(cells, 'cell')}; `compat expect` names each."))
     return "".join(line + "\n" for line in lines)
+
+
+def _unexpected(cell: Cell, expected: Expected) -> Cell:
+    """`cell` without the checks that are expected to fail, and with the outcome of the others."""
+    left = tuple(c for c in cell.checks if (cell.id, c.name) not in expected)
+    if len(left) == len(cell.checks):
+        return cell
+    return msgspec.structs.replace(cell, checks=left, outcome=cell_outcome(left) if left else Outcome.PASS)
 
 
 def command(name: str, title: str, message: str) -> str:
@@ -86,14 +105,14 @@ def _limited(name: str, groups: Sequence[Group]) -> Iterator[str]:
         yield command(name, title, f"{plural(cells, 'cell')} more; all causes are in the summary and the stored run.")
 
 
-def render_summary(run: Run, room: int = SUMMARY_BYTES) -> str:
-    """The summary as Markdown of at most `room` bytes of UTF-8, ending in a newline.
+def render_summary(run: Run, room: int = SUMMARY_BYTES, expected: Expected = frozenset()) -> str:
+    """The summary as Markdown of at most `room` bytes of UTF-8, ending in a newline; all of the run, expected or not.
 
     What does not fit is left out whole, and a last sentence names it. With less room than that sentence takes, "".
     """
     kept, left = [], []
     free = room - RESERVE
-    for name, text in _parts(run):
+    for name, text in _parts(run, expected):
         size = len(text.encode("utf-8")) + 2
         if size <= free:
             kept.append(text)
@@ -112,10 +131,12 @@ def _left_out(names: Sequence[str]) -> str:
     return f"Left out here, since a summary takes 1 MiB: {_plain(one_line(told, 400))}. The stored run has all of it."
 
 
-def _parts(run: Run) -> Iterator[tuple[str, str]]:
+def _parts(run: Run, expected: Expected) -> Iterator[tuple[str, str]]:
     """(what it is, Markdown), the most important first."""
     report = summarise(run, pattern_limit=4)
     yield "the verdict", "\n\n".join(["## compat", *(t for t in _verdict(report) if t)])
+    if expected:
+        yield "what is expected", f"Expectations name {plural(len(expected), 'failing check')} of those below."
     if report.failures:
         shown, rest = report.failures[:ROWS], len(report.failures) - ROWS
         rows = [_row(n, g) for n, g in enumerate(shown, 1)]

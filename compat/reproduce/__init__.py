@@ -84,6 +84,7 @@ def about(check: Check, subject: Subject) -> list[tuple[str, str]]:
     """What the head of a script says: (name, text) pairs, not inert yet."""
     axes, packages = subject.axes, subject.packages or {}
     scheme = "" if axes["quantization"] == "none" else f", quantized to {axes['quantization']}"
+    scheme += f", mode {axes['mode']}" if "mode" in axes else ""
     versions = ", ".join(f"{name} {packages[name]}" for name in text.NAMED if name in packages)
     pairs = [
         ("What", f"{axes['model']} in {axes['dtype']}, attention {axes['attention']}{scheme}: {check.name}"),

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from compat import cli, github
-from compat.exit_codes import OK, USAGE
+from compat.exit_codes import FINDINGS, OK, USAGE
 from compat.records import Outcome, Run, summarize
 from compat.render.github import MOST, ROWS, SUMMARY_BYTES, command, render_annotations, render_summary
 from compat.render.summary import summarise
@@ -140,3 +140,43 @@ def test_every_cause_of_a_published_run_is_in_its_summary() -> None:
     causes = summarise(run, pattern_limit=4).failures
     assert len(re.findall(r"^<summary>\d+\. ", text, flags=re.MULTILINE)) == len(causes) > 20
     assert "Left out" not in text
+
+
+def test_what_is_expected_is_counted_and_no_error() -> None:
+    run = many_causes(2)
+    expected = {("model0/bf16/eager/none", "load"), ("model1/bf16/sdpa/none", "load")}
+    lines = render_annotations(run, expected).splitlines()
+    assert [line.split()[0] for line in lines] == ["::error", "::warning", "::notice"]
+    assert "model1/bf16/eager/none" in lines[0]
+    assert "model0/bf16/sdpa/none" in lines[1]
+    assert lines[2] == "::notice title=compat%3A 2 expected failures::in 2 cells; `compat expect` names each."
+    assert "Expectations name 2 failing checks of those below." in render_summary(run, expected=expected)
+
+
+def test_a_cell_keeps_what_is_not_expected() -> None:
+    place = "model0/bf16/eager/none"
+    checks = (a_check("load", Outcome.FAIL, place, "known"), a_check("cache", Outcome.DEGRADED, place, "new"))
+    run = msgspec.structs.replace(small_run(), cells=(a_cell(place, *checks),))
+    (only, notice) = render_annotations(run, {(place, "load")}).splitlines()
+    assert only.startswith("::warning title=compat%3A degraded in 1 cell::")
+    assert "new" in only
+    assert "1 expected failure::" in notice
+
+
+def test_the_gate_of_expectations_tells_the_step_what_is_not_expected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = many_causes(2)
+    (tmp_path / "run").mkdir()
+    write_run(run, tmp_path / "run")
+    book, summary = tmp_path / "book.toml", tmp_path / "summary.md"
+    book.write_text(
+        '[[expect]]\ncells = ["model0/*"]\noutcome = ["fail", "degraded"]\nreason = "known"\n', encoding="utf-8"
+    )
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
+    words = ["expect", str(tmp_path / "run"), "--expectations", str(book), "--github"]
+    assert cli.main(words) == FINDINGS
+    lines = [line for line in capsys.readouterr().out.split("\n") if line.startswith("::")]
+    assert [line.split()[0] for line in lines] == ["::error", "::warning", "::notice"]
+    assert all("model1" in line for line in lines[:2])
+    assert "Expectations name 2 failing checks" in summary.read_text(encoding="utf-8")
