@@ -73,6 +73,24 @@ def effect(text: str) -> float:
     return value / 100
 
 
+def upgrade_kinds(text: str) -> tuple[str, ...]:
+    """Kinds of findings that fail an upgrade, with commas."""
+    from compat.upgrade_result import FAIL_ON as KINDS
+
+    return _listed(text, KINDS, "kind of finding")
+
+
+def across(text: str) -> str:
+    """The name of a finding of `compat upgrade`."""
+    from compat.across import known, names
+    from compat.axes import nearest
+
+    if not known(text):
+        hint = nearest(text, names())
+        raise ArgumentTypeError(f"unknown finding {text!r}" + (f"; nearest: {hint!r}" if hint else ""))
+    return text
+
+
 def _listed(text: str, known: tuple[str, ...], kind: str) -> tuple[str, ...]:
     from compat.axes import nearest
 

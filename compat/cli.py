@@ -1,5 +1,5 @@
-"""The `compat` command: its arguments, and what ends it. compat/commands.py and compat/stack_commands.py say what each
-command does.
+"""The `compat` command: its arguments, and what ends it. compat/commands.py, compat/stack_commands.py and
+compat/upgrade_commands.py say what each command does.
 
 Exit codes: 0 done (whatever was found; `--fail-on` makes findings count), 1 a result that --fail-on names, 2
 interrupted, 3 the harness failed (an `error` outcome, or an exception of ours), 4 usage (arguments, matrix, stored
@@ -16,7 +16,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from compat import __version__, arguments, commands, diff_commands, expect_commands, explain_commands, stack_commands
+from compat import (
+    __version__,
+    arguments,
+    commands,
+    diff_commands,
+    expect_commands,
+    explain_commands,
+    stack_commands,
+    upgrade_commands,
+)
 from compat.exit_codes import INTERNAL, INTERRUPTED, NOTHING, OK, USAGE
 from compat.publish import command as publish_command
 
@@ -62,6 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from compat.environments import CreateError, NotCreated
     from compat.github import GithubError
     from compat.matrix import MatrixError
+    from compat.releases import ReleaseError
     from compat.session import SessionError
     from compat.store import StoreError
 
@@ -69,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = int(parsed.run(parsed))
         sys.stdout.flush()  # here, where a reader that has left is no error
         return code
-    except CreateError as error:
+    except (CreateError, ReleaseError) as error:
         print(f"compat: {error}", file=sys.stderr)
         return INTERNAL
     except (MatrixError, StoreError, NotCreated, GithubError) as error:
@@ -118,6 +128,26 @@ def _parser() -> argparse.ArgumentParser:
         )
     )
     _stack(add.add_parser("stack", help="make, list and check environments of other package versions"))
+    _upgrade(
+        add.add_parser(
+            "upgrade",
+            help="run two stacks, compare what they do: is anything worse or otherwise?",
+            description="Make the environments of two stacks, run a matrix on both with the same stored weights, ask "
+            "both the same beside that, time them in turns, and say what is not as it was.",
+            epilog="exit codes: 0 clean, 1 a finding that --fail-on names, 2 interrupted, 3 harness failure or an "
+            "environment that cannot be made, 4 usage, 5 nothing comparable",
+        )
+    )
+    _bisect(
+        add.add_parser(
+            "bisect",
+            help="which package, and which version of it, changed a cell between two stacks",
+            description="Test both stacks again, swap the versions of one package at a time, then halve the versions "
+            "of the package that does it. Environments are made as they are needed, and kept.",
+            epilog="exit codes: 0 named, 2 interrupted, 3 harness failure, an environment that cannot be made, or no "
+            "answer from the package index, 4 usage, 5 the two stacks behave the same, or no package can be named",
+        )
+    )
     _stored(add)
     _diff(add)
     publish_command.add_arguments(add.add_parser("publish", help="make a static site of stored runs"))
@@ -223,6 +253,54 @@ def _stack(parser: argparse.ArgumentParser) -> None:
     ):
         each.add_argument("--cache", type=Path, metavar="DIR", help="folder for checkpoints and stacks")
         each.set_defaults(run=run)
+
+
+def _two_stacks(parser: argparse.ArgumentParser) -> None:
+    """What `upgrade` and `bisect` have in common."""
+    for name, dest, words in (("--from", "before", "that is left"), ("--to", "after", "that is gone to")):
+        parser.add_argument(
+            name, dest=dest, type=arguments.stack, default="current", metavar="STACK",
+            help=f"the stack {words}: a name or a file (default: current)",
+        )  # fmt: skip
+    parser.add_argument(
+        "--matrix", type=arguments.matrix, default="upgrade", metavar="M", help="a matrix (default: upgrade)"
+    )
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: what is detected")
+    parser.add_argument("--seed", type=int, help="seed of inputs (default: the matrix's)")
+    parser.add_argument("--cache", type=Path, metavar="DIR", help="folder for checkpoints and stacks")
+    parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
+
+
+def _bisect(parser: argparse.ArgumentParser) -> None:
+    _two_stacks(parser)
+    parser.add_argument("--cell", required=True, metavar="CELL", help="a cell's id, e.g. falcon/bf16/sdpa/bnb-nf4")
+    about = parser.add_mutually_exclusive_group()
+    about.add_argument("--check", type=arguments.check, metavar="NAME", help="the outcome of this check")
+    about.add_argument(
+        "--across", type=arguments.across, metavar="NAME", help="this finding of `compat upgrade` (default: the first)"
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the bisection (default: compat-bisects/ID)")
+    parser.set_defaults(run=upgrade_commands.bisect)
+
+
+def _upgrade(parser: argparse.ArgumentParser) -> None:
+    _two_stacks(parser)
+    parser.add_argument("--cells", nargs="+", default=[], metavar="PATTERN", help="ids with wildcards")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the upgrade (default: compat-upgrades/ID)")
+    parser.add_argument("--resume", type=Path, metavar="DIR", help="continue the upgrade in DIR")
+    parser.add_argument("--show", type=Path, metavar="DIR", help="print a stored upgrade, run nothing")
+    parser.add_argument(
+        "--fail-on",
+        type=arguments.upgrade_kinds,
+        default=arguments.upgrade_kinds("regressed,changed,coverage"),
+        metavar="LIST",
+        help="kinds of findings that make it exit 1: regressed, changed, coverage, slower (default: the first three)",
+    )
+    parser.add_argument("--no-timing", action="store_true", help="time nothing")
+    parser.add_argument("--workers", type=arguments.positive, metavar="N", help="worker processes of the runs")
+    parser.add_argument("--timeout", type=arguments.seconds, metavar="SECONDS", help="limit of every question")
+    parser.add_argument("--memory-limit", type=arguments.size, metavar="SIZE", help="host memory of a worker, e.g. 8G")
+    parser.set_defaults(run=upgrade_commands.upgrade)
 
 
 def _selftest(parser: argparse.ArgumentParser) -> None:

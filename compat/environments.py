@@ -54,7 +54,7 @@ _NO_NETWORK = re.compile(
     r"NewConnectionError|ConnectTimeout|ConnectionResetError|Name or service not known|name resolution|"
     r"Failed to establish a new connection|Network is unreachable"
 )
-_IN_OUR_WAY = ("PIP_USER", "PIP_TARGET", "PIP_PREFIX", "PIP_ROOT", "PIP_REQUIRE_VIRTUALENV", "PIP_DRY_RUN")
+IN_OUR_WAY = ("PIP_USER", "PIP_TARGET", "PIP_PREFIX", "PIP_ROOT", "PIP_REQUIRE_VIRTUALENV", "PIP_DRY_RUN")
 """The user's settings for pip that contradict `--target`; all others stand."""
 
 
@@ -229,7 +229,7 @@ def _pip(stack: Stack, pins: dict[str, str], site: Path, options: list[str]) -> 
     """Install `pins` into `site` by the pip of this environment, as the user has configured it. Raises CreateError."""
     wanted = [f"{name}=={version}" for name, version in pins.items()]
     command = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--no-compile"]
-    variables = {k: v for k, v in os.environ.items() if k not in _IN_OUR_WAY}
+    variables = {k: v for k, v in os.environ.items() if k not in IN_OUR_WAY}
     try:
         done = subprocess.run(
             [*command, *options, "--target", str(site), *wanted],

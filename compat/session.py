@@ -73,6 +73,8 @@ class Options:
     stack: str = ""
     """Whose interpreter the workers run: a stack's name, or its file; "" for what the matrix names, or else the current
     one."""
+    checkpoints: Mapping[str, str] = field(default_factory=dict)
+    """Model -> the folder that it is loaded from, where not each stack makes its own (`compat upgrade`)."""
     argv: tuple[str, ...] = ()
     expect: bool = False
     """Whether known failures are told from others, by `expectations` or else by the matrix's own file."""
@@ -170,6 +172,7 @@ class Session:
             python=self.python,
             against=self.against,
             unexpected=self.unexpected,
+            checkpoints=self.options.checkpoints,
         )
         return LocalEngine(self.remaining, configuration, self._record, self._described)
 

@@ -70,6 +70,8 @@ class Configuration:
     """The interpreter of the stack that speed is compared with; "" for a baseline in the stack under test."""
     unexpected: Callable[[CellSpec, Check], bool] = lambda cell, check: False
     """Whether a result is to be asked for once more."""
+    checkpoints: Mapping[str, str] = field(default_factory=dict)
+    """Model -> the folder that it is loaded from, where not each stack makes its own."""
 
 
 class LocalEngine:
@@ -186,6 +188,7 @@ class LocalEngine:
     def _run_group(self, worker: WorkerProcess, group: LoadGroup, device: str) -> None:
         settings = self.configuration
         spec = group_spec(group, settings.models[group.model], device, settings.cache, settings.seed, settings.depth)
+        spec["checkpoint"] = settings.checkpoints.get(group.model, "")
         for cell in group.cells:
             model = self.configuration.models[cell.model]
             context = context_of(cell.axes, device, model)

@@ -3,6 +3,7 @@
     {"op": "hello"}                                       -> the environment
     {"op": "check", "group": {...}, "attention": {...}, "check": "agreement"} -> what the check saw
     {"op": "timing", "do": "open" | "sample" | "close", ...}  -> one side of a comparison with another process
+    {"op": "across", "do": "locate" | "answer" | "compare", ...}  -> one side of a comparison of two stacks, or both
     {"op": "explain", ..., "limits": {...}, "effort": "full", "seconds": 10} -> why it failed
 
 Libraries print to stdout; that is sent to stderr, so that answers stay whole. The loop ends with stdin.
@@ -41,7 +42,8 @@ def main() -> None:
             continue
         if session is None:
             session = _Session(request["threads"])
-        asked = {"explain": session.explain, "timing": session.timing}.get(request["op"], session.check)
+        others = {"explain": session.explain, "timing": session.timing, "across": session.across}
+        asked = others.get(request["op"], session.check)
         _answer(answers, asked(request))
 
 
@@ -124,6 +126,27 @@ class _Session:
         if request["do"] == "sample":
             return self._answered(lambda: sampler.sample(int(request["calls"])), "speed")
         return self._answered(sampler.close, "speed")
+
+    def across(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Find the checkpoint, answer as one side of a comparison of two stacks, or compare the answers of both."""
+        from pathlib import Path
+
+        from compat.worker import across
+
+        try:
+            self._inject(request.get("fault", ""))
+        except Exception as error:  # as for a check
+            return {"status": "error", "injection": f"{type(error).__name__}: {error}", "exception": _exception(error)}
+
+        def asked() -> dict[str, Any]:
+            group = self._group(request["group"])
+            if request["do"] == "locate":
+                return across.location(group)
+            if request["do"] == "compare":
+                return across.compare(group.dtype, (Path(request["files"][0]), Path(request["files"][1])))
+            return across.answer(group, request["attention"], Path(request["file"]), bool(request["defaults"]))
+
+        return self._answered(asked, "across")
 
     def _answered(self, asked: Callable[[], dict[str, Any]], phase: str) -> dict[str, Any]:
         """What `asked` returns, with status `ok`; every other way it can end, as an answer."""

@@ -170,6 +170,8 @@ class Group:
 
     @cached_property
     def checkpoint(self) -> checkpoints.Checkpoint:
+        if self.spec.checkpoint:
+            return checkpoints.Checkpoint(self.spec.checkpoint)
         return checkpoints.resolve(self.row, Path(self.spec.cache))
 
     @property

@@ -24,6 +24,9 @@ class GroupSpec:
     key: str = ""
     mode: str = PLAIN
     """What is done with a loaded model before it is used (compat.axes.mode)."""
+    checkpoint: str = ""
+    """A folder to load in place of the one that this stack would make for the row: both sides of an upgrade read the
+    very same file."""
     speed: dict[str, Any] = field(default_factory=dict)
     """What the speed check is asked beyond its own: `points` ([rows, tokens, padding share] each), `budget_seconds`,
     `baseline` (`group`, `attention`, `cell`; absent: eager), `extras`. The only part that may differ between requests
