@@ -21,6 +21,10 @@ SHORT: dict[str, str] = {
     "flash_attention_3": "fa3",
     "flash_attention_4": "fa4",
     "flex_attention": "flex",
+    "sdpa-flash-legacy": "s-flash-l",
+    "bettertransformer": "bt",
+    "onnxruntime": "ort",
+    "onnxruntime-cuda": "ort-cuda",
 }
 """Names that fit beside a curve and over a column; others are cut."""
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from compat.axes import ATTENTION, DTYPES, QUANTIZATIONS
+from compat.axes import ATTENTION, DTYPES, QUANTIZATIONS, Attention
 from compat.builtin import matrices_folder
 from compat.checks import CHECKS
 from compat.judge import Rule, criteria, criteria_tables, refusals
@@ -52,12 +52,19 @@ def refusals_part(options: Options, root: Path) -> str:
     return _table(["id", "outcome", "exception", "meaning"], rows, "llll")
 
 
+def _asked(attention: Attention) -> str:
+    """What is asked of the libraries for a backend."""
+    if attention.provider:
+        return f"exported to ONNX, {code(attention.provider)}"
+    return code(attention.implementation) + (f", then {code('to_bettertransformer')}" if attention.convert else "")
+
+
 def axes_part(options: Options, root: Path) -> str:
     """The values of an axis, as its registry has them."""
     if options["axis"] == "dtype":
         return _table(["dtype", "torch"], [[code(d.name), code(d.torch_name)] for d in DTYPES], "ll")
     if options["axis"] == "attention":
-        rows = [[code(a.name), code(a.implementation), _kernel(a.sdpa_kernel), ", ".join(sorted(a.kinds))]
+        rows = [[code(a.name), _asked(a), _kernel(a.sdpa_kernel), ", ".join(sorted(a.kinds))]
                 for a in ATTENTION]  # fmt: skip
         return _table(
             ["attention", "asked of transformers", "forced SDPA kernel", "counts as having run"], rows, "llll"

@@ -189,7 +189,8 @@ class _Session:
             catalogue()[fault].apply(self.patches)
 
     def _group(self, spec: dict[str, Any]) -> Any:
-        from compat.worker.group import Group, GroupSpec
+        from compat.worker.group import Group
+        from compat.worker.spec import GroupSpec
 
         if self.group is None or self.group.spec.key != spec["key"]:
             self._drop()

@@ -21,7 +21,7 @@ import torch
 import transformers
 
 from compat import device as machine
-from compat.axes.mode import MODES, PLAIN
+from compat.axes.mode import MODES
 from compat.worker import (
     bettertransformer,
     checkpoints,
@@ -37,7 +37,7 @@ from compat.worker.affine import Affine
 from compat.worker.calls import StackError, under_test
 from compat.worker.dequantize import Stored
 from compat.worker.dispatch import forced_sdpa_kernel, synchronize
-from compat.worker.inputs import Rows, Source, output_of, unpadded
+from compat.worker.inputs import Rows, Source, output_of, single_rows, unpadded
 from compat.worker.load import (
     DTYPES,
     from_pretrained,
@@ -48,8 +48,7 @@ from compat.worker.load import (
 )
 from compat.worker.metrics import Yardstick
 from compat.worker.reference import Reference
-
-DEPTHS = ("quick", "standard", "deep")
+from compat.worker.spec import GroupSpec
 
 LARGE_PARAMETERS = 20_000_000
 """Above this many parameters a CPU forward gains from more than one thread; below, it loses."""
@@ -57,30 +56,6 @@ LARGE_PARAMETERS = 20_000_000
 
 class NoYardstick(Exception):
     """Eager attention could not be loaded or run, so nothing can be judged against it; the message says why."""
-
-
-@dataclass(frozen=True)
-class GroupSpec:
-    """What identifies a group, and the settings that hold for all its checks."""
-
-    row: dict[str, Any]
-    dtype: str
-    quantization: dict[str, Any]
-    device: str
-    cache: str
-    seed: int = 0
-    depth: str = "standard"
-    key: str = ""
-    mode: str = PLAIN
-    """What is done with a loaded model before it is used (compat.axes.mode)."""
-    speed: dict[str, Any] = field(default_factory=dict)
-    """What the speed check is asked beyond its own: `points` ([rows, tokens, padding share] each), `budget_seconds`,
-    `baseline` (`group`, `attention`, `cell`; absent: eager), `extras`. The only part that may differ between requests
-    for one group."""
-
-    def at_least(self, depth: str) -> bool:
-        """Whether the checks are to look as far as `depth` (quick, standard or deep)."""
-        return DEPTHS.index(self.depth) >= DEPTHS.index(depth)
 
 
 @dataclass
@@ -487,9 +462,3 @@ class Group:
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-
-
-def single_rows(rows: Rows) -> list[Rows]:
-    """Each token row as rows of its own."""
-    decoder = rows.decoder or ((),) * len(rows.tokens)
-    return [Rows(tokens=(t,), decoder=(d,) if d else ()) for t, d in zip(rows.tokens, decoder, strict=True)]

@@ -173,3 +173,9 @@ def output_of(output: Any, task: str) -> torch.Tensor:
     """The tensor that a task is judged on: logits, or the last hidden state. Shape (batch, positions, features)."""
     tensor = output.last_hidden_state if task == "feature-extraction" else output.logits
     return tensor.unsqueeze(1) if tensor.dim() == 2 else tensor
+
+
+def single_rows(rows: Rows) -> list[Rows]:
+    """Each token row as rows of its own."""
+    decoder = rows.decoder or ((),) * len(rows.tokens)
+    return [Rows(tokens=(t,), decoder=(d,) if d else ()) for t, d in zip(rows.tokens, decoder, strict=True)]

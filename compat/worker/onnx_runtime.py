@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from compat.worker import stack_api
-from compat.worker.calls import under_test
+from compat.worker.calls import Unavailable, under_test
 from compat.worker.checkpoints import Checkpoint, made_once
 
 CLASSES = {
@@ -129,7 +129,11 @@ class Asked:
 
 def load(asked: Asked, profile: str = "") -> Exported:
     """The checkpoint as an ONNX Runtime model of its task on the provider; exported first where the cache has it not.
-    `profile` is a folder for the sessions' profiles. Raises StackError (phases `export`, `load`)."""
+    `profile` is a folder for the sessions' profiles. Raises StackError (phases `export`, `load`), Unavailable."""
+    if asked.checkpoint.config is not None:
+        raise Unavailable("a model of random weights has no checkpoint that could be exported")
+    if asked.task not in CLASSES:
+        raise Unavailable(f"compat exports no models of {asked.task}: {', '.join(CLASSES)}")
     with under_test("load"):
         cls = getattr(importlib.import_module("optimum.onnxruntime"), CLASSES[asked.task])
     folder = _exported(cls, asked)
@@ -152,8 +156,8 @@ def _exported(cls: Any, asked: Asked) -> Path:
     checkpoint, dtype = asked.checkpoint, asked.dtype
     place = Path(checkpoint.location)
     key = {
-        "checkpoint": place.name,
-        "bytes": sorted((p.name, p.stat().st_size) for p in place.iterdir()) if place.is_dir() else [],
+        "checkpoint": checkpoint.location,
+        "files": _files(place),
         "arguments": checkpoint.arguments,
         "task": asked.task,
         "dtype": str(dtype),
@@ -167,6 +171,12 @@ def _exported(cls: Any, asked: Asked) -> Path:
             model.save_pretrained(folder)
 
     return made_once(asked.cache, f"onnx-{place.name}", key, make)
+
+
+def _files(folder: Path) -> list[tuple[str, int, int]]:
+    """Name, bytes and time of every file of a checkpoint's folder; nothing for a hub id, which has its revision."""
+    found = folder.iterdir() if folder.is_dir() else ()
+    return sorted((p.name, (s := p.stat()).st_size, s.st_mtime_ns) for p in found)
 
 
 def sessions(model: Exported) -> dict[str, Any]:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
 
-from compat.worker import onnx_runtime, stack_api
+from compat.worker import bettertransformer, onnx_runtime, quantizers, stack_api
 from compat.worker.calls import under_test
 from compat.worker.dispatch import forced_sdpa_kernel
-from compat.worker.group import Loaded
+from compat.worker.group import Group, Loaded
 
 if TYPE_CHECKING:
     from compat.worker.trials import Generated
@@ -45,6 +46,27 @@ def make(loaded: Loaded, task: str, **parts: Any) -> Any:
         if loaded.attention.get("provider"):
             return onnx_runtime.pipeline(task, model=loaded.model.model, **parts)
         return transformers.pipeline(task, model=loaded.model, device=None, **parts)
+
+
+def make_alone(group: Group, loaded: Loaded) -> tuple[Any, Any]:
+    """A text-generation pipeline that loads the checkpoint itself, and its model. Raises what the libraries raise."""
+    parts = {"model": group.checkpoint.location, "tokenizer": copy.deepcopy(group.tokenizer)}
+    if loaded.attention.get("provider"):
+        pipe = onnx_runtime.pipeline("text-generation", **parts)
+        return pipe, onnx_runtime.Exported(pipe.model, group.master)
+    wanted = {"attn_implementation": loaded.attention["implementation"]}
+    if group.spec.quantization["library"]:
+        wanted["quantization_config"] = quantizers.configuration(group.spec.quantization, group.dtype)
+    pipe = transformers.pipeline(
+        "text-generation",
+        **parts,
+        device=None if group.spec.quantization["library"] else group.device,
+        model_kwargs=wanted,
+        **stack_api.dtype_argument(group.dtype),
+    )
+    if loaded.attention.get("convert"):
+        pipe.model = bettertransformer.convert(pipe.model)
+    return pipe, pipe.model
 
 
 def call(loaded: Loaded, pipe: Any, *arguments: Any, **settings: Any) -> Any:

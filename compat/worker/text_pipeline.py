@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 import transformers
 
-from compat.worker import bettertransformer, onnx_runtime, quantizers, stack_api
+from compat.worker import stack_api
 from compat.worker.calls import under_test
 from compat.worker.dispatch import forced_sdpa_kernel
 from compat.worker.group import Group, Loaded
-from compat.worker.pipeline_calls import SHORT_TOKENS, Made, call, make, state
+from compat.worker.pipeline_calls import SHORT_TOKENS, Made, call, make, make_alone, state
 from compat.worker.report import Report
 
 if TYPE_CHECKING:
@@ -372,7 +372,7 @@ def _by_itself(
     """New ids from a pipeline that is given the checkpoint's place, a dtype and an attention implementation. What it
     loads must be what `from_pretrained` loads."""
     with under_test("pipeline"):
-        pipe, model = _pipeline_alone(group, loaded)
+        pipe, model = make_alone(group, loaded)
     own, theirs = state(loaded.model), state(model)
     off = {k: [own[k], theirs[k]] for k in own if own[k] != theirs[k]}
     found.settings += found.note("loaded by the pipeline", len(off), off)
@@ -385,24 +385,3 @@ def _by_itself(
     steps = seen.unlike(alone.output.logits, group.dtype)
     found.tokens += found.note("logits: loaded by the pipeline", steps, "steps whose logits differ:", steps)
     return [list(answer[0]["generated_token_ids"])[-SHORT_TOKENS:]]
-
-
-def _pipeline_alone(group: Group, loaded: Loaded) -> tuple[Any, Any]:
-    """A pipeline that loads the checkpoint itself, and its model. Raises what the libraries raise."""
-    parts = {"model": group.checkpoint.location, "tokenizer": copy.deepcopy(group.tokenizer)}
-    if loaded.attention.get("provider"):
-        pipe = onnx_runtime.pipeline("text-generation", **parts)
-        return pipe, onnx_runtime.Exported(pipe.model, group.master)
-    wanted = {"attn_implementation": loaded.attention["implementation"]}
-    if group.spec.quantization["library"]:
-        wanted["quantization_config"] = quantizers.configuration(group.spec.quantization, group.dtype)
-    pipe = transformers.pipeline(
-        "text-generation",
-        **parts,
-        device=None if group.spec.quantization["library"] else group.device,
-        model_kwargs=wanted,
-        **stack_api.dtype_argument(group.dtype),
-    )
-    if loaded.attention.get("convert"):
-        pipe.model = bettertransformer.convert(pipe.model)
-    return pipe, pipe.model

@@ -20,8 +20,8 @@ import torch
 from compat.worker import stack_api
 from compat.worker.calls import under_test
 from compat.worker.dispatch import forced_sdpa_kernel, synchronize
-from compat.worker.group import Group, Loaded, single_rows
-from compat.worker.inputs import FIRST_TOKEN, Rows, output_of, unpadded
+from compat.worker.group import Group, Loaded
+from compat.worker.inputs import FIRST_TOKEN, Rows, output_of, single_rows, unpadded
 
 IGNORED = -100
 """The label of a position that takes no part in the loss (torch.nn.functional.cross_entropy's ignore_index)."""

@@ -13,7 +13,9 @@ from compat.axes.attention import kernel_kind
 from compat.checks import CHECKS
 from compat.records import Outcome
 from compat.session import default_cache
-from compat.worker.onnx_runtime import CLASSES, PRODUCTS, Exported
+from compat.worker.calls import Unavailable
+from compat.worker.checkpoints import Checkpoint
+from compat.worker.onnx_runtime import CLASSES, PRODUCTS, Asked, Exported, load
 
 from ..execute.running import run
 from ..matrix_files import write
@@ -81,6 +83,20 @@ def test_nodes_are_told_by_their_provider() -> None:
         assert kernel_kind(f"CPUExecutionProvider::{name}") in ATTENTION["onnxruntime"].kinds
         assert kernel_kind(f"CUDAExecutionProvider::{name}") in ATTENTION["onnxruntime-cuda"].kinds
         assert kernel_kind(f"CPUExecutionProvider::{name}") in ATTENTION["onnxruntime-cuda"].slower_kinds
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "task", "said"),
+    [
+        (Checkpoint("shape:x", config=object()), "causal-lm", "random weights"),
+        (Checkpoint("some/where"), "speech-seq2seq", "exports no models of speech-seq2seq"),
+    ],
+)
+def test_what_cannot_be_exported_is_unavailable(checkpoint: Checkpoint, task: str, said: str, tmp_path: Path) -> None:
+    asked = Asked(checkpoint, task, torch.float32, "CPUExecutionProvider", tmp_path, None)
+    with pytest.raises(Unavailable, match=said):
+        load(asked)
+    assert not list(tmp_path.iterdir())
 
 
 CELLS = """

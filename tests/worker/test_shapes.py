@@ -21,8 +21,9 @@ from compat.records import Outcome
 from compat.worker import checkpoints, reload, shapes
 from compat.worker.calls import StackError, Unavailable
 from compat.worker.checks import load, memory
-from compat.worker.group import EAGER, Group, GroupSpec, Masters
+from compat.worker.group import EAGER, Group, Masters
 from compat.worker.load import quantizable_parameters, scheme_bytes
+from compat.worker.spec import GroupSpec
 
 from .checks.groups import attention, figures
 

@@ -23,9 +23,10 @@ from compat.worker import speed_extras
 from compat.worker.calls import StackError, out_of_memory, under_test
 from compat.worker.ceilings import Canary, canary
 from compat.worker.dispatch import forced_sdpa_kernel, synchronize
-from compat.worker.group import Group, GroupSpec, Loaded, Masters
+from compat.worker.group import Group, Loaded, Masters
 from compat.worker.inputs import unpadded
 from compat.worker.report import Report
+from compat.worker.spec import GroupSpec
 from compat.worker.stepping import WINDOW, Batch, Point, Steps, batch, cacheless
 from compat.worker.timing import WARM_SHARE, Clock, Side, Timing, compare
 

@@ -10,8 +10,9 @@ from compat.builtin import matrices_folder
 from compat.execute.local import check_request, group_spec
 from compat.matrix import read_matrix
 from compat.plan import LoadGroup
-from compat.worker.group import Group, GroupSpec, Masters
+from compat.worker.group import Group, Masters
 from compat.worker.report import Report
+from compat.worker.spec import GroupSpec
 
 MODELS = read_matrix(matrices_folder() / "default-cpu.toml", "cpu").models
 
