@@ -274,6 +274,8 @@ def _measure_standard(group: Group, taught: Lesson, train: bool) -> Standard:
     except StackError as error:
         raise NoYardstick(f"eager attention did not train: {error}") from error
     r = reference_step(group, taught, names)
+    if not r.tokens:
+        raise NoYardstick("the reference gave no embedding a gradient: none that is known was run")
     if len(e.tokens) != len(r.tokens):
         raise NoYardstick("eager attention gave the token embedding no gradient")
     eps, tokens = torch.finfo(group.dtype).eps, torch.cat(r.tokens)
