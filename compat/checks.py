@@ -54,6 +54,8 @@ class CheckKind:
     """Whether it has something to ask of a model of random weights, of which only speed and memory mean anything."""
     exclusive: bool = False
     """Whether nothing else may run on the machine meanwhile (it measures time)."""
+    on_request: bool = False
+    """Whether only a matrix or command that names it asks it."""
     timeout_seconds: float = 300.0
 
     def applies(self, task: str, axes: Mapping[str, str]) -> bool:
@@ -113,6 +115,13 @@ CHECKS = Registry(
             mode_tasks=GENERATING_TASKS,
             # a forced SDPA kernel walks the code of `sdpa`; its kernel is what the other checks look at
             only={"attention": ("eager", "sdpa", "flash_*", "flex_*", "bettertransformer", "onnxruntime*")},
+        ),
+        CheckKind(
+            "paged",
+            "does continuous batching over a paged cache write the tokens that the model chooses?",
+            tasks=("causal-lm",),
+            only={"attention": ("eager", "sdpa", "flash_attention_*")},
+            on_request=True,
         ),
         CheckKind(
             "quality",

@@ -154,7 +154,9 @@ def read_matrix(path: Path, device: str) -> Matrix:
         return read_matrix(target, device)
     digest = hashlib.sha256(raw)
     models = _models(path, data, digest)
-    checks = _names(path, "checks", data.get("checks", list(CHECKS.names)), CHECKS.names)
+    checks = _names(
+        path, "checks", data.get("checks", [kind.name for kind in CHECKS if not kind.on_request]), CHECKS.names
+    )
     blocks = [("axes", _table(path, "axes", data.get("axes")))]
     for i, block in enumerate(_tables(path, "include", data)):
         blocks.append((f"include[{i}]", block))

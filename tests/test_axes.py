@@ -86,3 +86,11 @@ def test_bytes_of_the_four_bit_schemes_are_those_of_qlora() -> None:
     assert double.overhead_bytes * 8 == pytest.approx(0.127, abs=5e-4)
     assert plain.bits == double.bits == 4
     assert QUANTIZATIONS["none"].library == ""
+
+
+def test_overhead_counts_scales_in_the_dtype_of_the_cell() -> None:
+    quanto, torchao = QUANTIZATIONS["quanto-int4"], QUANTIZATIONS["torchao-int4"]
+    assert quanto.overhead(2) * 128 == pytest.approx(4)  # a scale and a shift for each 128 weights
+    assert quanto.overhead(4) == 2 * quanto.overhead(2)
+    assert torchao.overhead(2) * 64 == pytest.approx(3)  # a scale and a byte of zero point for each 64
+    assert QUANTIZATIONS["bnb-nf4"].overhead(2) == QUANTIZATIONS["bnb-nf4"].overhead(4)

@@ -16,7 +16,7 @@ import re
 import types
 from collections.abc import Callable, Iterator
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import transformers
@@ -444,6 +444,45 @@ def loading_arguments(
         arguments["quantization_config"] = quantizers.configuration(quantization, dtype)
         arguments["device_map"] = {"": str(device)}
     return arguments
+
+
+class Answer(NamedTuple):
+    """What continuous batching made of one request."""
+
+    prompt: list[int]
+    tokens: list[int]
+    """The new ones."""
+    finished: bool
+    status: str
+    error: str
+    """What the library says went wrong, or ""."""
+
+
+def batches_continuously(model: Any) -> bool:
+    """Whether `model` has `generate_batch`: since transformers 4.53."""
+    return hasattr(model, "generate_batch") and hasattr(transformers, "ContinuousBatchingConfig")
+
+
+def generate_batch(model: Any, prompts: list[list[int]], new_tokens: int, batch_tokens: int) -> list[Answer]:
+    """Greedy continuous batching of `prompts` without an end of sequence, with a pool of 64 blocks (the default takes
+    nearly all of the memory) and `batch_tokens` a step. Raises what the library raises."""
+    settings = transformers.GenerationConfig(
+        max_new_tokens=new_tokens, do_sample=False, eos_token_id=-1, pad_token_id=0
+    )
+    pool = transformers.ContinuousBatchingConfig(num_blocks=64, max_batch_tokens=batch_tokens, use_cuda_graph=False)
+    named = inspect.signature(model.generate_batch).parameters
+    more = {"warmup": False} if "warmup" in named else {}
+    found = model.generate_batch(prompts, generation_config=settings, continuous_batching_config=pool, **more)
+    return [
+        Answer(
+            list(one.prompt_ids),
+            list(one.generated_tokens),
+            str(getattr(one.status, "name", one.status)).upper() == "FINISHED",
+            str(getattr(one.status, "name", one.status)),
+            str(one.error or ""),
+        )
+        for one in found.values()
+    ]
 
 
 def offload_to_host(model: Any, device: torch.device) -> Any:
