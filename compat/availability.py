@@ -88,18 +88,18 @@ def estimate_seconds(matrix: Matrix, cells: tuple[CellSpec, ...]) -> float:
     costs = _costs()[matrix.device]
     points = max(1, len(matrix.settings.speed.points))
 
-    def seconds(model: Model, check: str) -> float:
+    def seconds(cell: CellSpec, model: Model, check: str) -> float:
         size = int(model.row.get("parameters", 1e9)) / 1e9 if model.shape else 1.0
         asked = points if model.shape and check == "speed" else 1
-        return size * asked * costs.get(_kind(model), {}).get(check, 0.0)
+        return size * asked * costs.get(_kind(cell, model), {}).get(check, 0.0)
 
-    return sum(seconds(matrix.models[cell.model], check) for cell in cells for check in cell.checks)
+    return sum(seconds(cell, matrix.models[cell.model], check) for cell in cells for check in cell.checks)
 
 
 def not_estimated(matrix: Matrix, cells: tuple[CellSpec, ...]) -> int:
     """How many of `cells` are of a kind whose seconds were never measured on this type of device."""
     known = _costs()[matrix.device]
-    return sum(_kind(matrix.models[cell.model]) not in known for cell in cells)
+    return sum(_kind(cell, matrix.models[cell.model]) not in known for cell in cells)
 
 
 @cache
@@ -109,5 +109,7 @@ def _costs() -> dict[str, dict[str, dict[str, float]]]:
     return costs
 
 
-def _kind(model: Model) -> str:
+def _kind(cell: CellSpec, model: Model) -> str:
+    if MODES[cell.mode].family == "compile":
+        return "compiled"
     return "shape" if model.shape else "real" if model.real else "probe"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-OWN = ("default", "speed", "bettertransformer", "onnxruntime", "upgrade")
+OWN = ("default", "speed", "bettertransformer", "onnxruntime", "modes", "upgrade")
 """Matrices that are called by name."""
 
 _PACKAGE = Path(__file__).resolve().parent

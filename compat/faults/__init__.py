@@ -32,6 +32,7 @@ CLASSES = (
     "gradients",
     "determinism",
     "work",
+    "modes",
     "benign",
 )
 """A module of this package each."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from compat.axes import ATTENTION, DTYPES, QUANTIZATIONS, Attention
+from compat.axes import ATTENTION, DTYPES, MODES, QUANTIZATIONS, Attention
 from compat.builtin import matrices_folder
 from compat.checks import CHECKS
 from compat.judge import Rule, criteria, criteria_tables, refusals
@@ -72,7 +72,12 @@ def axes_part(options: Options, root: Path) -> str:
     if options["axis"] == "quantization":
         rows = [[code(q.name), q.library or "-", f"{q.bits:g}" if q.bits else "-"] for q in QUANTIZATIONS]
         return _table(["quantization", "library", "bits a weight"], rows, "llr")
-    raise MarkError("axis is one of dtype, attention, quantization; models have a mark of their own, compat:models")
+    if options["axis"] == "mode":
+        rows = [[code(m.name), m.kind, own_text(m.does), m.needs or "-"] for m in MODES]
+        return _table(["mode", "kind", "what is done", "needs"], rows, "llll")
+    raise MarkError(
+        "axis is one of dtype, attention, quantization, mode; models have a mark of their own, compat:models"
+    )
 
 
 def _kernel(name: str | None) -> str:

@@ -9,6 +9,7 @@ from compat.records import Check
 
 EXPECTED: dict[str, str] = {
     "load": "from_pretrained gives the model that was asked for: its weights, dtype, attention and quantization",
+    "mode": "what is done with a loaded model takes effect, and changes nothing that it is not meant to change",
     "agreement": "the output is as close to an fp64 computation of the same weights as that of eager attention in the "
     "same dtype",
     "determinism": "the same input gives the same output, bit for bit",

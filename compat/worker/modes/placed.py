@@ -95,7 +95,7 @@ def _hooked(group: Group, attention: dict[str, Any], folder: str) -> Loaded:
 
 def _mapped(group: Group, attention: dict[str, Any], folder: str) -> Loaded:
     """Loaded by the library's own device map."""
-    total = sum(p.numel() for p in group.master.parameters()) * group.dtype.itemsize
+    total = sum(p.numel() * p.element_size() for p in group.eager.model.parameters())
     arguments: dict[str, Any] = {"device_map": "auto"}
     part = int(HELD_SHARE * total)
     if group.mode.name == "max-memory":

@@ -136,6 +136,8 @@ def measure(group: Group, attention: dict[str, Any], report: Report) -> None:
     report.measure("pruned_layers", len(own.after), unit="layers", better="higher")
     if own.left:
         report.facts["left_alone"] = own.left
+    if not own.after:
+        return
     if sparse:
         _kernels(group, loaded, report)
     elif not group.spec.quantization["library"]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from compat.axes import ATTENTION, QUANTIZATIONS
+from compat.axes import ATTENTION, PLAIN, QUANTIZATIONS
 from compat.builtin import matrices_folder
 from compat.execute.local import check_request, group_spec
 from compat.matrix import read_matrix
@@ -17,10 +17,12 @@ from compat.worker.spec import GroupSpec
 MODELS = read_matrix(matrices_folder() / "default-cpu.toml", "cpu").models
 
 
-def group(model: str, dtype: str, cache: Path, quantization: str = "none", depth: str = "standard") -> Group:
+def group(
+    model: str, dtype: str, cache: Path, quantization: str = "none", depth: str = "standard", mode: str = PLAIN
+) -> Group:
     """The load group of a probe of the default matrix, seed 0, on the CPU."""
     assert quantization in QUANTIZATIONS.names
-    load = LoadGroup(f"{model}/{dtype}/{quantization}", model, dtype, quantization, ())
+    load = LoadGroup(f"{model}/{dtype}/{quantization}/{mode}", model, dtype, quantization, (), mode)
     return Group(GroupSpec(**group_spec(load, MODELS[model], "cpu", cache, 0, depth)), Masters())
 
 
