@@ -20,10 +20,10 @@ MARKS: dict[Support, str] = {
     Support.DEGRADED: "~",
     Support.WRONG: "✗",
     Support.DECLARED_WRONG: "✗d",
-    Support.REFUSED: "-",
-    Support.DECLARED_REFUSED: "-d",
+    Support.REFUSED: "r",
+    Support.DECLARED_REFUSED: "rd",
     Support.UNCLEAR: "?",
-    Support.UNAVAILABLE: "-a",
+    Support.UNAVAILABLE: "a",
     Support.NOT_ASKED: "⋅",
 }
 
