@@ -142,7 +142,7 @@ def stored_declarations(cells: Sequence[Cell]) -> tuple[str, Flags | None]:
         load = cell.check("load")
         facts = load.evidence.facts if load is not None else {}
         cls = cls or str(facts.get("class", ""))
-        if isinstance(facts.get("declares"), dict):
+        if isinstance(facts.get("declares"), dict) and facts["declares"]:
             return cls, {str(k): v if isinstance(v, bool) else None for k, v in facts["declares"].items()}
     return cls, None
 

@@ -77,7 +77,7 @@ def _markdown(families: Sequence[Family], run: Run | None, stack: str) -> str:
             code(f.name, 60),
             _plain(kind(f.row)),
             _plain(", ".join(f.row.get("features", ())) or "-"),
-            code(_declared(f)),
+            f"`{_declared(f)}`",
             *(mark(f.support(b)) for b in backends),
         ]
         for f in families

@@ -85,7 +85,7 @@ def support_tables(run: Run, models: Collection[str] | None = None) -> str:
 def _grid(families: Sequence[Family], backends: Sequence[str], told: bool) -> str:
     rows = []
     for family in families:
-        own = [code(declares(family.declared))] if told else []
+        own = [f"`{declares(family.declared)}`"] if told else []
         rows.append(
             [code(family.name, 60), _plain(kind(family.row)), *own, *(mark(family.support(b)) for b in backends)]
         )

@@ -83,13 +83,16 @@ DECLARATIONS = {
 
 
 def declared(cls: Any) -> dict[str, bool | None]:
-    """What a model class says of itself; None where this version has no words for it.
+    """What a model class of transformers says of itself; None where this version has no words for it, empty for a class
+    of another library.
 
     `sdpa`, `flash`, `flex`: it works with that attention. `compile`: its forward compiles as one graph. `paged`: it has
     `generate_batch` (continuous batching), which every class with `generate` has since 4.53. `switch`: it lets
     `set_attn_implementation` take effect.
     """
     found: dict[str, bool | None] = {}
+    if not issubclass(cls, transformers.PreTrainedModel):
+        return found
     for name, attributes in DECLARATIONS.items():
         known = any(hasattr(transformers.PreTrainedModel, a) for a in attributes)
         found[name] = any(bool(getattr(cls, a, False)) for a in attributes) if known else None
