@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from compat.axes.mode import MODES
 from compat.families import kind
 from compat.records import Cell, Check, Outcome, Run
 from compat.render.markdown import _plain, _table, code
@@ -72,21 +73,28 @@ def _kind(*parts: str) -> Callable[[str, frozenset[str]], bool]:
     return lambda kind, _: any(kind == part or kind.startswith(f"{part},") for part in parts)
 
 
+PLACEMENTS = tuple(m.name for m in MODES if m.family == "placement")
+
 SYSTEMS: tuple[System, ...] = (
     System("eager attention", _attention("eager")),
     System("SDPA, and each of its kernels", _attention("sdpa")),
     System("FlashAttention-2", _attention("flash_attention_2")),
     System("FlashAttention-3 and 4", _attention("flash_attention_3", "flash_attention_4")),
     System("FlexAttention", _attention("flex")),
-    System("paged attention, continuous batching", _either(_attention("paged"), _axis("runtime", "paged"))),
-    System("BetterTransformer", _either(_attention("bettertransformer"), _axis("runtime", "bettertransformer"))),
-    System("ONNX Runtime", _either(_attention("onnxruntime"), _axis("runtime", "onnxruntime"))),
-    System("torch.compile", _either(_attention("compile"), _axis("runtime", "compile"))),
+    System("paged attention, continuous batching", _either(_attention("paged"), _axis("mode", "paged"))),
+    System("BetterTransformer", _attention("bettertransformer")),
+    System("ONNX Runtime", _attention("onnxruntime")),
+    System("torch.compile", _axis("mode", "compile")),
+    System("torch.export", _axis("mode", "export")),
     System("bitsandbytes, 8 bits", _axis("quantization", "bnb-int8")),
     System("bitsandbytes, 4 bits", _axis("quantization", "bnb-fp4", "bnb-nf4")),
-    System("other quantization (torchao, quanto)", _axis("quantization", "torchao", "quanto", "ao-")),
-    System("PEFT adapters", check=_adapters),
-    System("accelerate: device_map and offloading", check=_elsewhere),
+    System("torchao", _axis("quantization", "torchao")),
+    System("quanto", _axis("quantization", "quanto")),
+    System("PEFT adapters, trained", check=_adapters),
+    System("PEFT adapters, used and merged", _axis("mode", "lora")),
+    System("accelerate: weights offloaded after loading", check=_elsewhere),
+    System("accelerate: device_map, offloading, two GPUs", _axis("mode", *PLACEMENTS)),
+    System("pruning, 2:4 sparsity", _axis("mode", "pruned", "sparse")),
     System("key/value caches", check=_named("cache")),
     System("generate", check=_named("generation")),
     System("pipelines", check=_pipelines),

@@ -33,7 +33,6 @@ def _run(model: str, dtype: str, backend: str, cache: Path, **more: str) -> Repo
         ("mixtral", "bf16", "sdpa", "none"),
         ("bart", "fp32", "sdpa", "none"),
         ("vit", "fp32", "eager", "none"),
-        ("siglip", "fp32", "eager", "none"),  # no class token
         ("albert", "fp32", "sdpa", "none"),  # one layer, gone through twice
         ("llama", "bf16", "sdpa", "bnb-nf4"),
     ],
@@ -123,3 +122,9 @@ def test_own_arithmetic_of_windows_experts_and_cross_attention(probe_cache: Path
     assert step["model.decoder.layers.0.encoder_attn.k_proj.weight"][0] == 0
     assert step["model.decoder.layers.0.encoder_attn.q_proj.weight"][0] == 2 * 256 * 256
     assert step["model.encoder.layers.0.fc1.weight"][0] == 0
+
+
+def test_a_family_without_a_class_token_multiplies_its_patches_alone(probe_cache: Path) -> None:
+    assert figures(_run("siglip", "fp32", "eager", probe_cache))["linear_work"] == 1
+    assert Arithmetic(group("siglip", "fp32", probe_cache).master, "image-classification").class_token == 0
+    assert Arithmetic(group("vit", "fp32", probe_cache).master, "image-classification").class_token == 1
