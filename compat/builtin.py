@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-OWN = ("default", "speed", "bettertransformer", "onnxruntime", "modes", "upgrade")
+OWN = ("default", "speed", "families", "bettertransformer", "onnxruntime", "modes", "upgrade")
 """Matrices that are called by name."""
 
 _PACKAGE = Path(__file__).resolve().parent
 
 
 def matrices_folder() -> Path:
-    """The folder that holds default.toml, speed.toml, upgrade.toml and models.toml."""
+    """The folder that holds default.toml, speed.toml, families.toml, upgrade.toml and models.toml."""
     installed = _PACKAGE / "matrices"
     return installed if installed.is_dir() else _PACKAGE.parent / "matrices"
 

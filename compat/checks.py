@@ -14,7 +14,8 @@ from compat.axes.registry import Registry
 
 TEXT_TASKS = ("causal-lm", "masked-lm", "seq2seq-lm", "feature-extraction")
 GENERATING_TASKS = ("causal-lm", "seq2seq-lm")
-ALL_TASKS = (*TEXT_TASKS, "image-classification")
+CLASSIFYING_TASKS = ("image-classification", "audio-classification")
+ALL_TASKS = (*TEXT_TASKS, *CLASSIFYING_TASKS)
 GRAPHS = {"attention": ("onnxruntime*",)}
 """Cells whose model is an exported graph: no modules, no parameters, no gradients, no operators of torch."""
 

@@ -23,6 +23,7 @@ from compat import (
     diff_commands,
     expect_commands,
     explain_commands,
+    list_models,
     stack_commands,
     upgrade_commands,
 )
@@ -232,10 +233,26 @@ def _speed(parser: argparse.ArgumentParser) -> None:
 
 
 def _list(parser: argparse.ArgumentParser) -> None:
-    _selection(parser)
+    _selection(parser, "families", only_with="--models")
     _checks(parser)
-    parser.add_argument("--ids", action="store_true", help="one cell id a line, nothing else")
-    parser.set_defaults(run=commands.list_matrix)
+    shown = parser.add_mutually_exclusive_group()
+    shown.add_argument("--ids", action="store_true", help="one cell id a line, nothing else")
+    shown.add_argument("--models", action="store_true", help="families: what their classes declare, and was measured")
+    own = parser.add_argument_group("with --models")
+    own.add_argument("--run", type=Path, metavar="RUN", dest="run_stored", help="a stored run: what was measured")
+    own.add_argument("--format", default="terminal", help="terminal, markdown or json")
+    own.add_argument("--stack", type=arguments.stack, default="current", metavar="NAME", help="look at its classes")
+    own.add_argument("--cache", type=Path, metavar="DIR", help="folder for checkpoints and stacks")
+
+    def conduct(parsed: argparse.Namespace) -> int:
+        if parsed.models:
+            parsed.matrix = parsed.matrix or arguments.matrix("families")
+            return list_models.list_models(parsed)
+        if parsed.matrix is None:
+            parser.error("the following arguments are required: MATRIX")
+        return commands.list_matrix(parsed)
+
+    parser.set_defaults(run=conduct)
 
 
 def _stack(parser: argparse.ArgumentParser) -> None:
@@ -433,11 +450,11 @@ def _explain(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=explain_commands.explain)
 
 
-def _selection(parser: argparse.ArgumentParser, default: str = "") -> None:
-    known = "a matrix file, `default` or `speed`"
+def _selection(parser: argparse.ArgumentParser, default: str = "", only_with: str = "") -> None:
+    known = "a matrix file, `default`, `speed` or `families`"
     if default:
-        known += f" (default: {default})"
-    count = {"nargs": "?", "default": default} if default else {}
+        known += f" (default{' with ' + only_with if only_with else ''}: {default})"
+    count = {"nargs": "?", "default": None if only_with else default} if default else {}
     parser.add_argument("matrix", type=arguments.matrix, metavar="MATRIX", help=known, **count)  # type: ignore[arg-type]
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: what is detected")
     parser.add_argument(

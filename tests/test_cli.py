@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -431,3 +432,46 @@ def test_an_excluded_cell_is_stored_with_its_reason(tmp_path: Path) -> None:
     run_, _ = session.finish()
     assert {c.id for c in run_.cells if c.reason == "left out for a test"} == {c.id for c in left_out}
     assert len(left_out) == 2
+
+
+def test_list_models_says_what_is_declared_beside_what_was_measured(
+    capsys: pytest.CaptureFixture[str], clean: Run, tmp_path: Path
+) -> None:
+    store.write_run(clean, tmp_path)
+    model = clean.cells[0].axes["model"]
+    words = ["list", "--models", "--device", "cpu", "--cells", f"{model}/*", "--run", str(tmp_path), "--format=json"]
+    assert main(words) == OK
+    data = json.loads(capsys.readouterr().out)
+    assert data["run"] == clean.run.id
+    (row,) = data["models"]
+    assert row["model"] == model
+    assert row["declares"]["sdpa"] is True
+    assert row["measured"]["eager"] == "works"
+    assert row["differences"] == []
+    load = clean.cells[0].check("load")
+    assert load is not None
+    assert load.evidence.facts["declares"] == row["declares"], "the run stores what its classes declare"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["list"], "the following arguments are required: MATRIX"),
+        (["list", "--models", "--format", "markdow"], "unknown value 'markdow'; nearest: 'markdown'"),
+        (["list", "--models", "--run", "no/such/run"], "no/such/run"),
+        (["list", "--models", "--ids"], "not allowed with"),
+        (["list", "--models", "--stack", "curent"], "nearest"),
+    ],
+)
+def test_list_models_names_what_is_wrong(words: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        code = main(words)
+    except SystemExit as stopped:
+        code = int(stopped.code or 0)
+    assert code == USAGE
+    assert says in capsys.readouterr().err
+
+
+def test_list_models_of_nothing_is_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "--models", "--device", "cpu", "--cells", "no/such/cell/*"]) == NOTHING
+    assert "nothing selected" in capsys.readouterr().err

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compat import store
-from compat.render import readme_runs, readme_tables
+from compat.render import readme_runs, readme_support, readme_tables
 from compat.render.readme_marks import Generator, MarkError, hint
 
 OK, STALE, USAGE = 0, 1, 4
@@ -154,6 +154,8 @@ GENERATORS: dict[str, tuple[Generator, dict[str, bool]]] = {
     "findings": (readme_runs.findings_part, _RUN | {"outcomes": False}),
     "speed": (readme_runs.speed_part, _RUN),
     "grids": (readme_runs.grids_part, _RUN | {"models": False, "plots": False}),
+    "support": (readme_support.support_part, _RUN | {"models": False}),
+    "systems": (readme_support.systems_part, {"reports": False}),
     "margins": (readme_runs.margins_part, _RUN | {"check": False}),
     "costs": (readme_runs.costs_part, _RUN),
     "criteria": (readme_tables.criteria_part, {"check": False}),

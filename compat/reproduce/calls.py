@@ -29,14 +29,14 @@ def called(model: Any) -> torch.Tensor:
 
 IMAGES = '''
 def images(model: Any) -> torch.Tensor:
-    """Images drawn from a seed."""
-    size, drawn = model.config.image_size, CASE["images"]
+    """Images or sounds drawn from a seed."""
+    drawn = CASE["images"]
     generator = torch.Generator().manual_seed(drawn["seed"])
-    return torch.randn((drawn["of"], 3, size, size), generator=generator)[drawn["which"]]
+    return torch.randn((drawn["of"], *sample_shape(model.config)), generator=generator)[drawn["which"]]
 
 
 def called(model: Any) -> torch.Tensor:
-    """One forward of images."""
+    """One forward of images or sounds."""
     return run(model, **unpadded(Rows(images=images(model)), DEVICE, DTYPE))
 '''
 
@@ -131,7 +131,7 @@ IMPORTED: tuple[Name, ...] = (("inputs", "Rows"), ("inputs", "unpadded"))
 
 KINDS: dict[str, tuple[str, tuple[Name, ...]]] = {
     "forward": (ALONE + FORWARD, ()),
-    "images": (IMAGES, ()),
+    "images": (IMAGES, (("inputs", "sample_shape"),)),
     "padded": (ALONE + BATCH + PADDED, (("inputs", "padded"),)),
     "packed": (PACKED, ()),
     "decode": (DECODE, (("stack_api", "static_cache"), ("stack_api", "accepts"), ("stack_api", "cache_argument"))),

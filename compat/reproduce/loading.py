@@ -90,13 +90,12 @@ def offloaded(where: Checkpoint) -> dict[str, float]:
 
 
 def inputs_of(model: Any) -> dict[str, Any]:
-    """Two rows without a mask, or two images."""
+    """Two rows without a mask, or two images or sounds."""
+    if TASK in CLASSIFYING:
+        return unpadded(Rows(images=torch.randn(2, *sample_shape(model.config))), DEVICE, DTYPE)
     inputs: dict[str, Any] = {"input_ids": torch.arange(5, 38, device=DEVICE)[None].repeat(2, 1)}
     if TASK == "seq2seq-lm":
         inputs["decoder_input_ids"] = inputs["input_ids"][:, :17]
-    if TASK == "image-classification":
-        size = model.config.image_size
-        inputs = {"pixel_values": torch.randn(2, 3, size, size).to(DEVICE, DTYPE)}
     return inputs
 
 
@@ -111,6 +110,10 @@ NEEDS: tuple[Name, ...] = (
     ("dispatch", "kernels_seen"),
     ("load", "quantizable_parameters"),
     ("load", "quantized_modules"),
+    ("inputs", "CLASSIFYING"),
+    ("inputs", "Rows"),
+    ("inputs", "sample_shape"),
+    ("inputs", "unpadded"),
 )
 
 

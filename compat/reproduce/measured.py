@@ -14,6 +14,14 @@ from compat.axes.attention import KERNEL_KINDS
 from compat.records import Check
 from compat.reproduce.body import Body, Name
 
+PLAIN: tuple[Name, ...] = (
+    ("inputs", "CLASSIFYING"),
+    ("inputs", "Rows"),
+    ("inputs", "sample_shape"),
+    ("inputs", "unpadded"),
+)
+"""What `plain_inputs` needs of our files."""
+
 BOUNDED = '''
 def beyond(values: dict[str, float]) -> bool:
     """Print the figures; whether one breaks its bound. NaN does."""
@@ -34,12 +42,11 @@ def tokens(length: int, seed: int) -> list[int]:
     return torch.randint(5, vocabulary, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
-def plain_inputs() -> dict[str, Any]:
-    """Two rows without a mask, or two images."""
-    if TASK == "image-classification":
-        size = ROW["config"]["image_size"]
-        images = torch.randn((2, 3, size, size), generator=torch.Generator().manual_seed(0))
-        return {"pixel_values": images.to(DEVICE, DTYPE)}
+def plain_inputs(model: Any) -> dict[str, Any]:
+    """Two rows without a mask, or two images or sounds."""
+    if TASK in CLASSIFYING:
+        drawn = torch.randn((2, *sample_shape(model.config)), generator=torch.Generator().manual_seed(0))
+        return unpadded(Rows(images=drawn), DEVICE, DTYPE)
     ids = torch.tensor([tokens(41, 0), tokens(41, 1)], device=DEVICE)
     return {"input_ids": ids, **({"decoder_input_ids": ids[:, :17]} if TASK == "seq2seq-lm" else {})}
 '''
@@ -69,7 +76,7 @@ def main() -> bool:
         weight = linear.weight.detach()
         weight = weight.t().contiguous() if type(linear).__name__ == "Conv1D" else weight
         marks.append(figures(own, weights[path], weight.to(DTYPE).float(), weight))
-    run(model, **plain_inputs())
+    run(model, **plain_inputs(model))
     for path, (x, y) in seen.items():
         bias = getattr(master.get_submodule(path), "bias", None)
         flat = x.reshape(-1, x.shape[-1]).cpu()
@@ -125,7 +132,7 @@ def main() -> bool:
     """The kinds of attention kernel on each path, against those of the backend that was asked for."""
     where = checkpoint()
     model = candidate(where)
-    plain = plain_inputs()
+    plain = plain_inputs(model)
     paths = {"prefill": plain}
     if "input_ids" in plain:
         mask = torch.ones_like(plain["input_ids"])
@@ -158,7 +165,7 @@ _SWITCHED = '''
 def main() -> bool:
     """Ask for attention weights: the kernels that run, against those without, and what the library says about it."""
     model = candidate(checkpoint())
-    plain, kinds = plain_inputs(), []
+    plain, kinds = plain_inputs(model), []
     for more in ({}, {"output_attentions": True}):
         with announcements() as said, kernels_seen(IMPLEMENTATION) as names, forced_sdpa_kernel(SDPA_KERNEL):
             with torch.no_grad():
@@ -185,10 +192,12 @@ def dispatch(check: Check, axes: Mapping[str, str]) -> Body | None:
     constants = {"KINDS": [list(k) for k in KERNEL_KINDS], "BOUNDS": {}}
     if any(f"dispatch: {name}" in check.evidence.signature for name in ("path-fell-back", "path-other")):
         needs: tuple[Name, ...] = (("dispatch", "kernels_seen"), ("stack_api", "cache_argument"))
-        return Body(_DISPATCH + BOUNDED, constants | {"WANTED": sorted(asked.kinds)}, needs)
+        return Body(_DISPATCH + BOUNDED, constants | {"WANTED": sorted(asked.kinds)}, (*PLAIN, *needs))
     if "dispatch: attentions-switched" in check.evidence.signature:
         needs = (("dispatch", "kernels_seen"), ("announcements", "announcements"))
-        return Body(_SWITCHED + BOUNDED, constants | {"ALLOWED": sorted(asked.kinds | asked.slower_kinds)}, needs)
+        return Body(
+            _SWITCHED + BOUNDED, constants | {"ALLOWED": sorted(asked.kinds | asked.slower_kinds)}, (*PLAIN, *needs)
+        )
     return None
 
 
@@ -196,4 +205,4 @@ def bounded(check: Check, main: str, figures: tuple[str, ...], needs: tuple[Name
     """The body that measures `figures` and compares those of them whose bound the check broke; None without any."""
     bounds: dict[str, Any] = check.evidence.minimal.get("bounds", {})
     own = {name: bound for name, bound in bounds.items() if name in figures}
-    return Body(main + BOUNDED, {"BOUNDS": own}, needs) if own else None
+    return Body(main + BOUNDED, {"BOUNDS": own}, (*PLAIN, *needs)) if own else None

@@ -30,6 +30,8 @@ _FOREIGN = re.compile(r"vision|visual|image|audio|speech|multi_modal|qformer")
 _LATENT = re.compile(r"(^|\.)kv_b_proj$")
 _PROJECTOR = re.compile(r"multi_modal_projector")
 _TOWER = re.compile(r"vision_tower|vision_model")
+_CLASS_TOKEN = re.compile(r"(^|\.)(cls_token|class_embedding)$")
+_SHARED_LAYERS = re.compile(r"(^|\.)\w*layer_groups\.\d+\.")
 IMAGE_TEXT = "image-text-to-text"
 TASKS = ("causal-lm", "masked-lm", "seq2seq-lm", "feature-extraction", "image-classification", IMAGE_TEXT)
 """Tasks whose inputs the arithmetic knows."""
@@ -55,7 +57,8 @@ class Weight:
     """Multiply-adds of one position."""
     kind: str
     """`encoder`, `decoder`, `cross` (keys and values of cross-attention), `latent` (makes keys and values of all cached
-    positions in each step), `head`, `pooled`, `patches`, `tower` (patches and a class token)."""
+    positions in each step), `head`, `pooled`, `patches`, `tower` (patches, and the class token where
+    there is one)."""
     router: bool = False
     """Whether it chooses experts: libraries do that in fp32."""
 
@@ -74,13 +77,14 @@ class Arithmetic:
         self.config = model.config
         self.text = _text_config(model.config)
         self.patches = self._patches()
+        self.class_token = int(any(_CLASS_TOKEN.search(name) for name, _ in model.named_parameters()))
         self.left_out: list[str] = []
         self.weights: dict[str, Weight] = {}
         canonical = weight_names(model)
         head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
         for path, module in model.named_modules():
             for own, parameter in module.named_parameters(recurse=False):
-                size = self._size(path, own, module, parameter)
+                size = self._size(path, own, module, parameter) * self._turns(path)
                 if not size:
                     continue
                 wrapper = is_traceable_wrapper_subclass(parameter)  # which has no memory of its own
@@ -115,6 +119,12 @@ class Arithmetic:
         is_router = parameter.dim() == 2 and parameter.shape[0] == self._experts()
         return parameter.numel() if is_router and not isinstance(module, torch.nn.Embedding) else 0
 
+    def _turns(self, path: str) -> int:
+        """How often one forward comes by: layers that share their weights (ALBERT) are one module."""
+        groups = _first(self.text, "num_hidden_groups")
+        shared = groups and _SHARED_LAYERS.search(path)
+        return int(self.text.num_hidden_layers) // groups if groups and shared else 1
+
     def _chosen(self) -> int:
         """Experts of a position."""
         return int(getattr(self.text, "num_experts_per_tok", 1) or 1)
@@ -145,10 +155,14 @@ class Arithmetic:
     def positions(self, kind: str, walk: Walk) -> int:
         """How many positions, of all rows together, a weight of `kind` is multiplied with on this path."""
         if self.task == "image-classification":
-            tokens = {"pooled": 1, "patches": self.patches, "head": 1}.get(kind, self.patches + 1)
+            tokens = {"pooled": 1, "patches": self.patches, "head": 1}.get(kind, self.patches + self.class_token)
             return walk.rows * tokens
         if kind in ("patches", "tower"):
-            return walk.rows * (self.patches + (kind == "tower")) if walk.steps[0][1] == 0 else 0
+            return (
+                walk.rows * (self.patches + (self.class_token if kind == "tower" else 0))
+                if walk.steps[0][1] == 0
+                else 0
+            )
         tokens = sum(new for new, _ in walk.steps)
         if kind == "head" and walk.last_only and stack_api.accepts(self.model, "logits_to_keep"):
             tokens = len(walk.steps)
@@ -170,7 +184,7 @@ class Arithmetic:
         if width is None or not self._knows(path):
             return None
         rows, pairs = self._pairs(path, walk)
-        return rows * width * sum(queries * keys for queries, keys in pairs)
+        return rows * width * self._turns(path) * sum(queries * keys for queries, keys in pairs)
 
     def traffic(self, path: str, walk: Walk) -> int | None:
         """Elements of the queries, keys, values and outputs of all heads that the attention layer at `path` takes and
@@ -179,7 +193,7 @@ class Arithmetic:
         if width is None or not self._knows(path):
             return None
         rows, pairs = self._pairs(path, walk)
-        return rows * width * sum(queries + keys for queries, keys in pairs)
+        return rows * width * self._turns(path) * sum(queries + keys for queries, keys in pairs)
 
     def _knows(self, path: str) -> bool:
         seen = self.task in (IMAGE_TEXT, "image-classification") and self.patches > 0
@@ -188,7 +202,7 @@ class Arithmetic:
     def _pairs(self, path: str, walk: Walk) -> tuple[int, list[tuple[int, int]]]:
         """Rows, and of each forward the queries and keys of a row."""
         if self.task == "image-classification" or (self.task == IMAGE_TEXT and _TOWER.search(path)):
-            return walk.rows, [(self.patches + 1, self.patches + 1)]
+            return walk.rows, [(self.patches + self.class_token,) * 2]
         if self.task == "seq2seq-lm" and _ENCODER.search(path):
             return walk.rows, [(walk.source, walk.source)]
         rows = walk.rows * walk.beams

@@ -60,8 +60,8 @@ def resolve(row: dict[str, Any], cache: Path) -> Checkpoint:
     raise ValueError(f"unknown source {source!r}")
 
 
-def _from_package(row: dict[str, Any], cache: Path) -> Checkpoint:
-    """A checkpoint among the files of an installed package; the package itself is not imported."""
+def file_in_package(row: dict[str, Any]) -> Path:
+    """The file or folder of `row` among those of an installed package, which is not imported. Raises Unavailable."""
     try:
         spec = importlib.util.find_spec(row["package"])
     except ModuleNotFoundError:  # a parent of a dotted name
@@ -73,6 +73,12 @@ def _from_package(row: dict[str, Any], cache: Path) -> Checkpoint:
     path = Path(spec.origin).parent / row["file"]
     if not path.exists():
         raise Unavailable(f"package {row['distribution']} carries no {row['file']}")
+    return path
+
+
+def _from_package(row: dict[str, Any], cache: Path) -> Checkpoint:
+    """A checkpoint among the files of an installed package."""
+    path = file_in_package(row)
     if path.suffix != ".gguf":
         return Checkpoint(str(path))
     if importlib.util.find_spec("gguf") is None:

@@ -37,7 +37,7 @@ from compat.worker.affine import Affine
 from compat.worker.calls import StackError, under_test
 from compat.worker.dequantize import Stored
 from compat.worker.dispatch import forced_sdpa_kernel, synchronize
-from compat.worker.inputs import Rows, Source, output_of, single_rows, unpadded
+from compat.worker.inputs import CLASSIFYING, Rows, Source, output_of, single_rows, unpadded
 from compat.worker.load import (
     DTYPES,
     from_pretrained,
@@ -198,7 +198,7 @@ class Group:
     @cached_property
     def source(self) -> Source:
         """Draws inputs."""
-        text = self.row["source"] not in ("probe", "shape") and self.task != "image-classification"
+        text = self.row["source"] not in ("probe", "shape") and self.task not in CLASSIFYING
         return Source(self.row, self.master.config, self.tokenizer if text else None)
 
     @cached_property

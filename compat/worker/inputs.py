@@ -7,6 +7,7 @@ checkpoints read English text.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,12 @@ from compat.worker import stack_api
 FIRST_TOKEN = 5
 """Ids below this one are special tokens of a probe's vocabulary."""
 
+CLASSIFYING = ("image-classification", "audio-classification")
+"""Tasks whose rows are no text: a picture or a sound in, one answer out."""
+
+AUDIO_FRAMES = 50
+"""Frames of a sound, about: of raw samples, as many as the convolutions of its family make one frame of."""
+
 DECODER_TOKENS = 17
 """Decoder input length of encoder-decoder models; the encoder gets the row's length."""
 
@@ -27,9 +34,20 @@ def english_text() -> str:
     return (Path(__file__).parent / "english.txt").read_text(encoding="utf-8")
 
 
+def sample_shape(config: Any) -> tuple[int, ...]:
+    """What a row of a classifier is: (3, height, width) of a picture, (samples,) of a sound that convolutions of
+    `conv_stride` turn into frames."""
+    strides = getattr(config, "conv_stride", None)
+    if strides:
+        return (AUDIO_FRAMES * math.prod(strides),)
+    size = int(getattr(config, "vision_config", config).image_size)
+    return (3, size, size)
+
+
 @dataclass(frozen=True)
 class Rows:
-    """Unpadded samples of one model: token rows, or images (pixel values) for vision models."""
+    """Unpadded samples of one model: token rows, or images (pixel values) for vision models. `images` also holds sound:
+    features (rows, bins, frames) or raw samples (rows, samples)."""
 
     tokens: tuple[tuple[int, ...], ...] = ()
     images: torch.Tensor | None = None
@@ -63,6 +81,7 @@ class Source:
         self.vocab = int(getattr(text_config, "vocab_size", 0) or 0)
         self.pad = int(getattr(config, "pad_token_id", None) or 0)
         self.start = getattr(config, "decoder_start_token_id", None)
+        self.config = config
         vision = getattr(config, "vision_config", config)
         self.image_size = int(getattr(vision, "image_size", 0) or 0)
         self.image_tokens = [int(getattr(config, "image_token_id", 0) or 0)] * int(
@@ -77,12 +96,11 @@ class Source:
             self._text = [int(t) for t in tokenizer(english_text(), add_special_tokens=False)["input_ids"]]
 
     def rows(self, seed: int, lengths: list[int]) -> Rows:
-        """One row of each length (tokens); for images, as many images as there are lengths. Rows of text with an image
-        begin with the tokens that stand for it; of a model of sound, the decoder has the length."""
+        """One row of each length (tokens); as many pictures or sounds as there are lengths. Rows of text with an image
+        begin with the tokens that stand for it; of a model of speech, the decoder has the length."""
         generator = torch.Generator().manual_seed(seed)
-        if self.task == "image-classification":
-            shape = (len(lengths), 3, self.image_size, self.image_size)
-            return Rows(images=torch.randn(shape, generator=generator))
+        if self.task in CLASSIFYING:
+            return Rows(images=torch.randn((len(lengths), *sample_shape(self.config)), generator=generator))
         if self.task == "speech-seq2seq":
             features = torch.randn((len(lengths), *self.sound), generator=generator)
             own = int(self.start if self.start is not None else self.pad)
@@ -108,11 +126,11 @@ class Source:
 
 
 def unpadded(rows: Rows, device: torch.device, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Forward arguments for rows of equal length, without a mask; images, sound (three dimensions) and embeddings in
-    `dtype`."""
+    """Forward arguments for rows of equal length, without a mask; images (four dimensions), sound (three as features,
+    two as samples) and embeddings in `dtype`."""
     arguments: dict[str, torch.Tensor] = {}
     if rows.images is not None:
-        name = "input_features" if rows.images.dim() == 3 else "pixel_values"
+        name = {2: "input_values", 3: "input_features", 4: "pixel_values"}[rows.images.dim()]
         arguments[name] = rows.images.to(device=device, dtype=dtype)
     if rows.embeddings is not None:
         arguments["inputs_embeds"] = rows.embeddings.to(device=device, dtype=dtype)

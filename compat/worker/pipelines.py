@@ -161,6 +161,41 @@ def _image_classification(group: Group, loaded: Loaded, report: Report, texts: l
     found.record(report, "image-classification")
 
 
+def _audio_classification(group: Group, loaded: Loaded, report: Report, texts: list[str], made: Made) -> None:
+    """audio-classification: softmax over the labels, best five, from raw samples through the feature extractor; one by
+    one, and as one batch."""
+    rows = group.source.rows(group.spec.seed, [0] * 4).images
+    assert rows is not None
+    sounds = [(3.0 + 2.0 * x).numpy() for x in rows]  # of another level and mean than the model wants
+    with under_test("pipeline"):
+        extractor = transformers.AutoFeatureExtractor.from_pretrained(group.checkpoint.location)
+    pipe = make(loaded, "audio-classification", feature_extractor=extractor)
+    found = Answers()
+    ids = {label: i for i, label in loaded.model.config.id2label.items()}
+    single, batch = call(loaded, pipe, sounds, top_k=5), _batched(loaded, pipe, sounds, top_k=5)
+    for sound, alone, together in zip(sounds, single, batch, strict=True):
+        values = _levelled(torch.from_numpy(sound), extractor)
+        own = loaded.forward(input_values=values.to(group.device, group.dtype)).logits[0].float().softmax(-1)
+        found.add(own, [(ids[a["label"]], a["score"]) for a in alone])
+        r, e = (
+            x[0][0] for x in (group.reference_outputs(Rows(images=values)), group.eager_outputs(Rows(images=values)))
+        )
+        for answer in (alone, together):
+            found.judge(r, e, [(ids[a["label"]], a["score"]) for a in answer])
+    found.record(report, "audio-classification")
+
+
+def _levelled(sound: torch.Tensor, extractor: Any) -> torch.Tensor:
+    """(1, samples) fp32 from (samples,): mean 0 and variance 1 where the extractor says so, in its own order of
+    roundings."""
+    import numpy
+
+    x = sound.numpy()
+    if extractor.do_normalize:
+        x = (x - x.mean()) / numpy.sqrt(x.var() + 1e-7)
+    return torch.from_numpy(x)[None]
+
+
 def _normalized(pixels: torch.Tensor, processor: Any) -> torch.Tensor:
     """(1, 3, height, width) from (height, width, 3) bytes of the model's own size: (x / 255 - mean) / std."""
     x = pixels.permute(2, 0, 1)[None].double() * float(processor.rescale_factor)
@@ -176,4 +211,5 @@ _PIPELINES: dict[str, Callable[[Group, Loaded, Report, list[str], Made], None]] 
     "masked-lm": _fill_mask,
     "feature-extraction": _feature_extraction,
     "image-classification": _image_classification,
+    "audio-classification": _audio_classification,
 }

@@ -21,7 +21,7 @@ import torch
 
 from compat.worker import stack_api
 
-PROBE_VERSION = 5
+PROBE_VERSION = 6
 """Part of the cache key: raise it whenever a change here changes the weights."""
 
 SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<unk>", "<mask>")
@@ -33,7 +33,7 @@ _VALUE_OUT = re.compile(
     r"(^|\.)(v|o|v_proj|o_proj|value|v_lin|out_lin|out_proj)$"
     r"|(attention|attn|attention\.output|self_attention)\.(dense|c_proj)$"
 )
-_QK_NORM = re.compile(r"(^|\.)(q_norm|k_norm)$")
+_QK_NORM = re.compile(r"(^|\.)(q_norm|k_norm|[qk]_layernorm(\.norms\.\d+)?)$")
 
 
 def fan_in(name: str, shape: torch.Size, hidden: int, module: torch.nn.Module) -> int:
@@ -89,6 +89,8 @@ def _value(
     query_gain: float,
 ) -> torch.Tensor:
     kind = type(module).__name__
+    if own == "original0":  # lengths of a normalised weight's slices: outputs of variance 1
+        return math.sqrt(module.original1.shape[0] / parameter.numel()) * (1.0 + 0.1 * noise)
     if "sinks" in own:
         return 2.0 + noise
     if own in _STATE_SPACE:
@@ -177,6 +179,8 @@ def build(row: dict[str, Any], folder: Path) -> None:
     model.save_pretrained(folder)
     if row["task"] == "image-classification":
         _image_processor(config).save_pretrained(folder)
+    elif row["task"] == "audio-classification":
+        transformers.Wav2Vec2FeatureExtractor().save_pretrained(folder)
     else:
         word_tokenizer(int(config.vocab_size)).save_pretrained(folder)
 

@@ -28,6 +28,9 @@ from compat.worker import stack_api
 NAME = "compat_fp64"
 """The attention implementation's registered name. It has no mask function, so the library makes no mask for it."""
 
+FORBIDDEN = -1e4
+"""What a mask adds to forbid, or less: the minimum of fp16 is -65504. A bias of relative positions is above it."""
+
 _LOW = (torch.float32, torch.float16, torch.bfloat16)
 _CASTS: dict[Callable[..., Any], torch.dtype | None] = {
     torch.Tensor.to: None,
@@ -99,7 +102,8 @@ def attention(
     """softmax(softcap(q k^T * scaling) + bias + mask, sinks) v, for unpadded inputs.
 
     `query` (batch, heads, queries, head_dim); `key`, `value` (batch, key/value heads, keys, head_dim), all fp64.
-    Returns (batch, queries, heads, head_dim). `attention_mask` is ignored: the mask is made here.
+    Returns (batch, queries, heads, head_dim). What `attention_mask` forbids is ignored: the mask is made here. What a
+    family adds to its scores through it counts (relative positions of BEiT).
     """
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
@@ -109,6 +113,8 @@ def attention(
         scores = softcap * torch.tanh(scores / softcap)
     if position_bias is not None:
         scores = scores + position_bias
+    if attention_mask is not None and attention_mask.is_floating_point():
+        scores = scores + torch.where(attention_mask > FORBIDDEN, attention_mask, 0.0)
     allowed = _allowed(scores.shape[-2], scores.shape[-1], causal, sliding_window, scores.device)
     scores = scores.masked_fill(~allowed, -math.inf)
     sinks = s_aux if s_aux is not None else getattr(module, "sinks", None)

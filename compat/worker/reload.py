@@ -20,7 +20,7 @@ from compat.worker import stack_api
 from compat.worker.calls import under_test
 from compat.worker.dispatch import synchronize
 from compat.worker.group import Group, Loaded
-from compat.worker.inputs import output_of, unpadded
+from compat.worker.inputs import CLASSIFYING, output_of, unpadded
 from compat.worker.metrics import distance
 
 LENGTH = 17
@@ -74,7 +74,7 @@ def elsewhere(group: Group, loaded: Loaded) -> Elsewhere:
         restored = _saved_and_reloaded(group, loaded, folder, found)
         again = _forward(group, restored, inputs, "reload")
         found.output_differing = int((again != output).sum())
-        if group.task != "image-classification":
+        if group.task not in CLASSIFYING:
             found.resize_differing = _resized(copy.deepcopy(restored))
         if group.spec.at_least("deep"):
             _dispatched(group, loaded, folder, found)

@@ -60,10 +60,47 @@ def auto_class(task: str) -> Any:
             "seq2seq-lm": "AutoModelForSeq2SeqLM",
             "feature-extraction": "AutoModel",
             "image-classification": "AutoModelForImageClassification",
+            "audio-classification": "AutoModelForAudioClassification",
             "image-text-to-text": "AutoModelForImageTextToText",
             "speech-seq2seq": "AutoModelForSpeechSeq2Seq",
         }[task],
     )
+
+
+def model_class(config: Any, task: str) -> Any:
+    """The class that the auto class of `task` takes for `config`. Raises KeyError where it has none."""
+    found = auto_class(task)._model_mapping[type(config)]
+    return found[0] if isinstance(found, (list, tuple)) else found
+
+
+DECLARATIONS = {
+    "sdpa": ("_supports_sdpa",),
+    "flash": ("_supports_flash_attn", "_supports_flash_attn_2"),  # renamed in 4.54
+    "flex": ("_supports_flex_attn",),
+    "compile": ("_can_compile_fullgraph", "_supports_static_cache"),  # renamed in 4.54
+}
+"""What a class can declare -> the attributes that versions have for it."""
+
+
+def declared(cls: Any) -> dict[str, bool | None]:
+    """What a model class of transformers says of itself; None where this version has no words for it, empty for a class
+    of another library.
+
+    `sdpa`, `flash`, `flex`: it works with that attention. `compile`: its forward compiles as one graph. `paged`: it has
+    `generate_batch` (continuous batching), which every class with `generate` has since 4.53. `switch`: it lets
+    `set_attn_implementation` take effect.
+    """
+    found: dict[str, bool | None] = {}
+    if not issubclass(cls, transformers.PreTrainedModel):
+        return found
+    for name, attributes in DECLARATIONS.items():
+        known = any(hasattr(transformers.PreTrainedModel, a) for a in attributes)
+        found[name] = any(bool(getattr(cls, a, False)) for a in attributes) if known else None
+    batches = hasattr(transformers.GenerationMixin, "generate_batch")
+    found["paged"] = hasattr(cls, "generate_batch") if batches else None
+    can = getattr(cls, "_can_set_attn_implementation", None)
+    found["switch"] = None if can is None else bool(can())
+    return found
 
 
 def takes_slices() -> bool:
@@ -265,16 +302,17 @@ def accepts(model: Any, argument: str) -> bool:
 
 
 def input_embeddings(model: Any) -> Any:
-    """The embedding of token ids; None where the class has none (images)."""
+    """The module that `model` calls its input embedding, or None: classes of sound, and some of pictures, have none and
+    say so by an exception."""
     try:
         return model.get_input_embeddings()
-    except NotImplementedError:
+    except (NotImplementedError, AttributeError):
         return None
 
 
 def takes_embeddings(model: Any) -> bool:
     """Whether `model` can be given embeddings in place of token ids."""
-    return accepts(model, "inputs_embeds") and model.get_input_embeddings() is not None
+    return accepts(model, "inputs_embeds") and input_embeddings(model) is not None
 
 
 def generates_from_embeddings(model: Any) -> bool:
@@ -397,14 +435,17 @@ def cache_tensors(cache: Any) -> list[list[torch.Tensor]]:
 
 
 def rolls_back(model: Any) -> bool:
-    """Whether a cache of `model` can be cropped: recurrent states cannot."""
-    return not getattr(model, "_is_stateful", False)
+    """Whether a cache of `model` can be cropped: recurrent states cannot, nor can those of a convolution, which the
+    class need not say of itself (LFM2)."""
+    kinds = getattr(model.config.get_text_config(decoder=True), "layer_types", None) or ()
+    keyed = all(kind.endswith("attention") and not kind.startswith("linear") for kind in kinds)
+    return keyed and not getattr(model, "_is_stateful", False)
 
 
 def makes_positions(model: Any) -> bool:
     """Whether `model`, given no position ids, handles a left-padded batch as if it had been: relative positions do, and
     learned ones that are counted over the mask."""
-    own = model.get_input_embeddings()
+    own = input_embeddings(model)
     tables = [m for m in model.modules() if isinstance(m, torch.nn.Embedding) and m is not own]
     return all("attention_mask" in inspect.signature(m.forward).parameters for m in tables)
 

@@ -13,7 +13,7 @@ from compat.worker import stack_api
 from compat.worker.cases import Case, only
 from compat.worker.checks import agreement
 from compat.worker.group import Group
-from compat.worker.inputs import Rows
+from compat.worker.inputs import CLASSIFYING, Rows
 
 LOADING = ("load", "fetch", "convert", "build", "tokenizer", "quantized state")
 """Phases before a model is there."""
@@ -40,7 +40,7 @@ def raising(group: Group, check: str, phase: str) -> list[Case]:
     if phase in SAVING:
         return [{"kind": "save"}]
     seed = 1000 * group.spec.seed
-    if group.task == "image-classification":
+    if group.task in CLASSIFYING:
         return [{"kind": "forward", "images": {"seed": seed, "of": 2, "which": [0, 1]}}]
     plain = group.source.rows(seed, [PLAIN_LENGTH] * 2)
     own = [c for c in starts(group, check) if c["kind"] not in ("repeat", "replay") and "outliers" not in c]
@@ -70,7 +70,7 @@ def _ways(group: Group, check: str) -> list[dict[str, Any]]:
 
 def _agreement(group: Group) -> list[Case]:
     first = 1000 * group.spec.seed
-    if group.task == "image-classification":
+    if group.task in CLASSIFYING:
         which = list(range(agreement.IMAGES))
         drawn = range(len(agreement.cases(group)))
         return [{"kind": "forward", "images": {"seed": first + i, "of": len(which), "which": which}} for i in drawn]
@@ -168,7 +168,7 @@ def _generation(group: Group) -> list[Case]:
 
 
 def _determinism(group: Group) -> list[Case]:
-    if group.task == "image-classification":
+    if group.task in CLASSIFYING:
         return []
     return [_plain("repeat", group.source.rows(1000 * group.spec.seed + 300, [47] * 2))]
 

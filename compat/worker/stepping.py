@@ -9,7 +9,7 @@ import torch
 
 from compat.worker import stack_api
 from compat.worker.group import Group, Loaded
-from compat.worker.inputs import Rows, padded, unpadded
+from compat.worker.inputs import CLASSIFYING, Rows, padded, unpadded
 
 WINDOW = (8, 64)
 """Fewest and most steps after which a cache starts again from the prompt, so that both sides walk the same cache
@@ -54,7 +54,7 @@ class Batch:
 
 def batch(group: Group, model: Any, point: Point, seed: int) -> Batch:
     """The inputs of `point` from `seed`, left-padded for models that generate, as `generate` gives them."""
-    if group.task in ("image-classification", "speech-seq2seq"):
+    if group.task in (*CLASSIFYING, "speech-seq2seq"):
         rows = group.source.rows(seed, [point.length] * point.batch)
         return Batch(unpadded(rows, group.device, group.dtype), point.batch)
     rows = group.source.rows(seed, point.lengths)

@@ -21,7 +21,7 @@ from compat.worker import stack_api
 from compat.worker.calls import under_test
 from compat.worker.dispatch import forced_sdpa_kernel, synchronize
 from compat.worker.group import Group, Loaded
-from compat.worker.inputs import FIRST_TOKEN, Rows, output_of, single_rows, unpadded
+from compat.worker.inputs import CLASSIFYING, FIRST_TOKEN, Rows, output_of, single_rows, unpadded
 
 IGNORED = -100
 """The label of a position that takes no part in the loss (torch.nn.functional.cross_entropy's ignore_index)."""
@@ -85,7 +85,7 @@ def lesson(group: Group, seed: int, lengths: list[int]) -> Lesson:
     """
     generator = torch.Generator().manual_seed(seed + 17)
     rows = group.source.rows(seed, lengths)
-    if group.task == "image-classification":
+    if group.task in CLASSIFYING:
         classes = torch.randint(0, int(group.master.config.num_labels), (len(lengths),), generator=generator)
         return Lesson(rows, tuple((int(c),) for c in classes), group.task)
     if rows.decoder:
@@ -157,13 +157,16 @@ def trainable(model: Any, train: bool = True) -> Iterator[None]:
 
 def embeddings(model: Any) -> list[torch.nn.Module]:
     """The modules whose output is the first hidden state: the token embeddings of the model and of its encoder and
-    decoder, or what stands in their place in a model of images."""
+    decoder, or what stands in their place in a model of images; in a model of sound its first linear layer, which
+    comes after the convolutions."""
     found: dict[int, torch.nn.Module] = {}
     for module in model.modules():
         if hasattr(module, "get_input_embeddings"):
             with contextlib.suppress(NotImplementedError, AttributeError):
                 own = module.get_input_embeddings()
                 found[id(own)] = own
+    if not found:
+        found = {0: next(m for m in model.modules() if isinstance(m, torch.nn.Linear))}
     return list(found.values())
 
 
@@ -186,6 +189,7 @@ def _first_hidden(model: Any) -> Iterator[list[_Hidden]]:
     seen: list[_Hidden] = []
 
     def note(module: Any, arguments: Any, output: Any) -> None:
+        output = output[0] if isinstance(output, tuple) else output  # Swin's patches come with their grid
         if isinstance(output, torch.Tensor) and output.requires_grad:
             output.retain_grad()
             seen.append(_Hidden(output, isinstance(module, (torch.nn.Conv1d, torch.nn.Conv2d))))

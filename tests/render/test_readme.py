@@ -40,6 +40,7 @@ PAGES = tuple(
         "docs/matrices.md",
         "docs/speed.md",
         "docs/stored-form.md",
+        "docs/support.md",
     )
 )
 IDS = [str(p.relative_to(ROOT)) for p in PAGES]

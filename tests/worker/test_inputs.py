@@ -10,7 +10,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compat.worker.inputs import DECODER_TOKENS, FIRST_TOKEN, Rows, Source, output_of, padded, unpadded
+from compat.worker.inputs import (
+    AUDIO_FRAMES,
+    DECODER_TOKENS,
+    FIRST_TOKEN,
+    Rows,
+    Source,
+    output_of,
+    padded,
+    sample_shape,
+    unpadded,
+)
 
 CPU = torch.device("cpu")
 CONFIG = SimpleNamespace(vocab_size=64, pad_token_id=0, decoder_start_token_id=2, image_size=8)
@@ -96,3 +106,20 @@ def test_the_judged_output_has_positions_and_features() -> None:
     assert output_of(logits, "causal-lm").shape == (2, 5, 7)
     assert output_of(logits, "feature-extraction").shape == (2, 5, 3)
     assert output_of(SimpleNamespace(logits=torch.zeros(2, 7)), "image-classification").shape == (2, 1, 7)
+
+
+def test_sounds_are_as_long_as_their_convolutions_make_frames_of() -> None:
+    config = SimpleNamespace(conv_stride=[5, 2, 2])
+    assert sample_shape(config) == (AUDIO_FRAMES * 20,)
+    rows = Source({"source": "probe", "task": "audio-classification"}, config).rows(3, [0, 0])
+    assert rows.images is not None
+    assert rows.images.shape == (2, AUDIO_FRAMES * 20)
+    given = unpadded(rows, CPU, torch.bfloat16)
+    assert list(given) == ["input_values"]
+    assert given["input_values"].dtype == torch.bfloat16
+
+
+def test_a_picture_is_as_large_as_the_tower_that_reads_it() -> None:
+    inner = SimpleNamespace(image_size=8)
+    assert sample_shape(inner) == (3, 8, 8)
+    assert sample_shape(SimpleNamespace(image_size=4, vision_config=inner)) == (3, 8, 8)

@@ -169,6 +169,22 @@ def test_a_dropped_alibi_is_seen(name: str, function: str, probe_cache: Path, mo
     assert seen > 5, f"without alibi the worst token moves by {seen:.2f} times the noise of bf16"
 
 
+FAMILIES = read_matrix(matrices_folder() / "families.toml", "cpu").models
+
+
+def test_normalised_queries_and_keys_make_scores_that_tell_keys_apart(probe_cache: Path) -> None:
+    master = _master(FAMILIES["stablelm"], probe_cache)
+    found = {n: float(p.detach().mean()) for n, p in master.named_parameters() if "q_layernorm" in n and p.dim() == 1}
+    assert found
+    assert all(mean == pytest.approx(2**0.5, abs=0.1) for mean in found.values())
+
+
+def test_positions_by_a_normalised_convolution_are_as_large_as_what_they_are_added_to(probe_cache: Path) -> None:
+    master = _master(FAMILIES["wav2vec2"], probe_cache)
+    convolution = master.wav2vec2.encoder.pos_conv_embed.conv
+    assert float(convolution.weight.detach().square().sum((1, 2)).mean()) == pytest.approx(1.0, rel=0.1)
+
+
 def test_the_same_row_gives_the_same_weights_and_another_seed_others(tmp_path: Path) -> None:
     row = dict(MODELS["llama"].row)
     one, other = (_master(MODELS["llama"], tmp_path / name) for name in "ab")

@@ -291,3 +291,19 @@ def test_the_entropy_of_uniform_attention_is_one() -> None:
     few = reference.EntropyMeter()
     few.add(torch.full((1, 1, 1, 4), 0.25, dtype=torch.float64), torch.ones(1, 1, 1, 4, dtype=torch.bool))
     assert few.ratio is None, "rows with few keys say nothing"
+
+
+def test_a_bias_in_the_mask_counts_and_what_the_mask_forbids_does_not() -> None:
+    q, k, v = (_tensor(i, 1, 2, 5, 4) for i in range(3))
+    bias = _tensor(3, 1, 2, 5, 5)
+    given = bias.masked_fill(torch.eye(5, dtype=torch.bool), torch.finfo(torch.float64).min)
+    module = _Module(causal=False)
+    by_argument, _ = attention(
+        module, q, k, v, None, position_bias=bias.masked_fill(torch.eye(5, dtype=torch.bool), 0.0)
+    )
+    by_mask, _ = attention(module, q, k, v, given)
+    assert torch.equal(by_mask, by_argument)
+    plain, _ = attention(module, q, k, v, None)
+    assert not torch.allclose(by_mask, plain)
+    low = torch.zeros(1, 1, 5, 5, dtype=torch.float16).fill_(torch.finfo(torch.float16).min)
+    assert torch.equal(attention(module, q, k, v, low)[0], plain)

@@ -101,3 +101,28 @@ def test_a_mask_of_the_fp64_minimum_is_fp64_whether_or_not_its_dtype_is_named() 
     with _Fp64Mode():
         assert torch.full((2, 2), least).dtype == torch.float64
         assert torch.full((2,), 1.0).dtype == torch.float32
+
+
+def _made(kind: str, **more: object) -> object:
+    small = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
+    config = transformers.AutoConfig.for_model(kind, **small, **more)
+    return stack_api.model_class(config, "causal-lm")(config)
+
+
+def test_convolutions_and_recurrences_cannot_be_rolled_back() -> None:
+    layers = {"num_hidden_layers": 2, "num_key_value_heads": 2}
+    assert stack_api.rolls_back(_tiny())
+    assert stack_api.rolls_back(_made("gemma2", **layers, head_dim=8))
+    assert not stack_api.rolls_back(_made("lfm2", **layers, layer_types=["conv", "full_attention"]))
+    assert not stack_api.rolls_back(_made("mamba", num_hidden_layers=1))
+
+
+def test_a_class_without_an_input_embedding_has_none() -> None:
+    config = transformers.AutoConfig.for_model(
+        "wav2vec2", hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, conv_dim=[8],
+        conv_stride=[5], conv_kernel=[10], num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2,
+    )  # fmt: skip
+    model = stack_api.model_class(config, "audio-classification")(config)
+    assert stack_api.input_embeddings(model) is None
+    assert not stack_api.takes_embeddings(model)
+    assert stack_api.input_embeddings(_tiny()) is not None

@@ -14,7 +14,7 @@ import torch
 
 from compat.worker import reference, stack_api
 from compat.worker.group import Group
-from compat.worker.inputs import Rows, unpadded
+from compat.worker.inputs import CLASSIFYING, Rows, unpadded
 from compat.worker.metrics import Agreement
 from compat.worker.report import Report
 
@@ -52,7 +52,7 @@ def cases(group: Group) -> list[Rows]:
     first = 1000 * group.spec.seed
     real = group.row["source"] != "probe"
     lengths = (REAL_LENGTHS if real else LENGTHS)[group.spec.depth]
-    if group.task == "image-classification":
+    if group.task in CLASSIFYING:
         return [group.source.rows(first + i, [0] * IMAGES) for i in range(len(lengths))]
     found = [group.source.rows(first + i, [length] * (1 if real else 2)) for i, length in enumerate(lengths)]
     if not real and group.spec.depth in LONG:
@@ -63,11 +63,7 @@ def cases(group: Group) -> list[Rows]:
 def outliers(group: Group) -> Rows | None:
     """A row of embeddings, some of which hold two large values; None where the model takes token ids only, and for real
     checkpoints, which have outliers of their own."""
-    if (
-        group.row["source"] != "probe"
-        or group.task == "image-classification"
-        or not stack_api.takes_embeddings(group.master)
-    ):
+    if group.row["source"] != "probe" or group.task in CLASSIFYING or not stack_api.takes_embeddings(group.master):
         return None
     rows = group.source.rows(1000 * group.spec.seed + 600, [OUTLIER_LENGTH])
     with torch.no_grad():
@@ -120,7 +116,7 @@ def answer(group: Group) -> list[float]:
     The same for every correct implementation of the family: compat.judge compares it with the stored answer, which sees
     what changes every backend and the reference alike.
     """
-    image = group.task == "image-classification"
+    image = group.task in CLASSIFYING
     rows = group.source.rows(ANSWER_SEED, [ANSWER_LENGTH] * (1 if image or group.row["source"] != "probe" else 2))
     flat = _flat(group.reference_outputs(rows)).double().flatten().cpu()
     generator = torch.Generator().manual_seed(ANSWER_SEED)

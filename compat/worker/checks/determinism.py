@@ -15,7 +15,7 @@ import torch
 
 from compat.worker.calls import StackError
 from compat.worker.group import Group, Loaded
-from compat.worker.inputs import Rows, padded, unpadded
+from compat.worker.inputs import CLASSIFYING, Rows, padded, unpadded
 from compat.worker.metrics import Yardstick
 from compat.worker.report import Report
 
@@ -62,7 +62,7 @@ def run(group: Group, attention: dict[str, Any]) -> Report:
 def _history(group: Group, loaded: Loaded, rows: Rows) -> list[str]:
     """Calls of other shapes and kinds, whose answers are judged by other checks; those that ran."""
     calls: dict[str, Any] = {}
-    if group.task == "image-classification":
+    if group.task in CLASSIFYING:
         more = group.source.rows(1000 * group.spec.seed + 301, [0] * (BATCH + 2))
         calls["a larger batch"] = lambda: loaded.forward(**unpadded(more, group.device, group.dtype))
     else:

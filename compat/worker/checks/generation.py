@@ -18,7 +18,7 @@ import transformers
 
 from compat.worker import pipeline_calls, pipelines, stack_api
 from compat.worker.group import Group
-from compat.worker.inputs import FIRST_TOKEN, english_text
+from compat.worker.inputs import CLASSIFYING, FIRST_TOKEN, english_text
 from compat.worker.report import Report
 from compat.worker.trials import Batch, Generated, Trials
 
@@ -63,7 +63,7 @@ def run(group: Group, attention: dict[str, Any]) -> Report:
 
 def prompts(group: Group) -> list[str]:
     """Texts of unequal length: words of the probe's vocabulary, or the start of English paragraphs."""
-    if group.task == "image-classification":
+    if group.task in CLASSIFYING:
         return []
     if group.row["source"] == "probe":
         generator = torch.Generator().manual_seed(group.spec.seed + 77)

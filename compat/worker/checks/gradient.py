@@ -19,7 +19,7 @@ from compat.worker import adapters, stack_api
 from compat.worker.calls import StackError
 from compat.worker.checks.agreement import record
 from compat.worker.group import EAGER, Group, Loaded, NoYardstick
-from compat.worker.inputs import Rows, padded, unpadded
+from compat.worker.inputs import CLASSIFYING, Rows, padded, unpadded
 from compat.worker.metrics import Agreement, Yardstick, rms
 from compat.worker.report import Report
 from compat.worker.training import IGNORED, Batch, Lesson, Step, lesson, named, reference_step, step, trainable
@@ -97,7 +97,7 @@ def _thorough(group: Group) -> bool:
 
 def _lessons(group: Group) -> list[Lesson]:
     first = 900 + 1000 * group.spec.seed
-    if group.task == "image-classification":
+    if group.task in CLASSIFYING:
         return [lesson(group, first, [0] * IMAGES)]
     found = [lesson(group, first, list(LENGTHS))]
     if group.spec.at_least("deep") and group.row["source"] == "probe":
@@ -148,7 +148,7 @@ def batch_of(group: Group, loaded: Loaded, taught: Lesson, side: str) -> Batch:
     rows, device = taught.rows, group.device
     everywhere = (slice(None),) * len(taught.labels)
     arguments = unpadded(Rows(images=rows.images), device, group.dtype)
-    if group.task == "image-classification":
+    if group.task in CLASSIFYING:
         arguments["labels"] = torch.tensor(taught.labels, device=device)[:, 0]
         return Batch(arguments, tuple((0, i, where) for i, where in enumerate(everywhere)))
     valid = everywhere

@@ -1,13 +1,13 @@
 """load: does the combination load, and is what was asked for what runs?
 
-Facts: attention, dtype, quantization and devices as effective; how the backend was reached (loaded, switched,
-reloaded); kernels seen in one unpadded forward. Measurements: elements that differ from the checkpoint rounded to the
-dtype, parameters, settings and buffers that are not as asked, share of quantizable parameters really quantized, load
-and first-forward seconds. In the eager cell of an unquantized group also what does not depend on the backend: whether
-the checkpoint's own values arrived, and whether other ways of loading (saved again and in shards, by a device map,
-offloaded) give the same model. In a mode whether that took effect, in words; what depends on the weights only where the
-mode leaves them as they were. Of a shape (random weights) only what needs no checkpoint to compare with: facts say
-what was not asked.
+Facts: attention, dtype, quantization and devices as effective; what the class declares of itself; how the backend was
+reached (loaded, switched, reloaded); kernels seen in one unpadded forward. Measurements: elements that differ from
+the checkpoint rounded to the dtype, parameters, settings and buffers that are not as asked, share of quantizable
+parameters really quantized, load and first-forward seconds. In the eager cell of an unquantized group also what does
+not depend on the backend: whether the checkpoint's own values arrived, and whether other ways of loading (saved again
+and in shards, by a device map, offloaded) give the same model. In a mode whether that took effect, in words; what
+depends on the weights only where the mode leaves them as they were. Of a shape (random weights) only what needs no
+checkpoint to compare with: facts say what was not asked.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ def run(group: Group, attention: dict[str, Any]) -> Report:
         "how": loaded.how,
         **loaded.facts,
         "class": type(model).__name__,
+        "declares": stack_api.declared(type(model)),
         "dtype_shares": {k: round(v, 4) for k, v in dtype_shares(model).items()},
         "devices": sorted({str(p.device) for p in model.parameters()}),
         "training": any(module.training for module in model.modules()),

@@ -29,7 +29,7 @@ from compat.worker.checkpoints import Checkpoint
 from compat.worker.checks.agreement import cases
 from compat.worker.dequantize import Stored
 from compat.worker.group import LARGE_PARAMETERS, Group, Loaded
-from compat.worker.inputs import output_of, padded, unpadded
+from compat.worker.inputs import CLASSIFYING, output_of, padded, unpadded
 from compat.worker.load import from_pretrained, held_bytes_growth, quantized_modules, weights_bytes
 from compat.worker.report import Report
 from compat.worker.schemes import THRESHOLD
@@ -254,7 +254,7 @@ def _recorded(modules: dict[str, Any]) -> Iterator[dict[str, tuple[torch.Tensor,
 def _batch(group: Group, model: Any) -> dict[str, torch.Tensor]:
     """Rows of unequal length, padded; two images for vision models."""
     rows = group.source.rows(1000 * group.spec.seed + 800, list(LENGTHS))
-    if group.task == "image-classification":
+    if group.task in CLASSIFYING:
         return unpadded(rows, group.device, group.dtype)
     side = "left" if group.task == "causal-lm" else "right"
     return padded(rows, side, model, group.device, group.source.pad).arguments

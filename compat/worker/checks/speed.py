@@ -24,7 +24,7 @@ from compat.worker.calls import StackError, out_of_memory, under_test
 from compat.worker.ceilings import Canary, canary
 from compat.worker.dispatch import forced_sdpa_kernel, synchronize
 from compat.worker.group import Group, Loaded, Masters
-from compat.worker.inputs import unpadded
+from compat.worker.inputs import CLASSIFYING, unpadded
 from compat.worker.report import Report
 from compat.worker.spec import GroupSpec
 from compat.worker.stepping import WINDOW, Batch, Point, Steps, batch, cacheless
@@ -54,7 +54,7 @@ def run(group: Group, attention: dict[str, Any]) -> Report:
     asked = group.spec.speed
     extras = bool(asked.get("extras"))
     points = [Point(int(b), int(n), float(p)) for b, n, p in asked.get("points") or ()] or list(POINTS)
-    if group.task in ("image-classification", "speech-seq2seq"):
+    if group.task in (*CLASSIFYING, "speech-seq2seq"):
         points = list({p.batch: Point(p.batch, POINTS[0].length) for p in points}.values())
     report.facts |= {"points": [], "left_out": {}}
     sides = [candidate] if baseline is None else [candidate, baseline]
@@ -62,7 +62,7 @@ def run(group: Group, attention: dict[str, Any]) -> Report:
         if extras:
             speed_extras.before(report, group)
         for point in points:
-            why = does_not_apply(candidate.model, point)
+            why = "" if group.task in CLASSIFYING else does_not_apply(candidate.model, point)
             if why:
                 report.facts["left_out"][point.name] = why
                 continue
@@ -131,7 +131,7 @@ def _point(report: Report, group: Group, sides: list[Loaded], point: Point, extr
 
 def unit(group: Group) -> str:
     """What a prefill's rate counts."""
-    return "images" if group.task == "image-classification" else "tokens"
+    return {"image-classification": "images", "audio-classification": "sounds"}.get(group.task, "tokens")
 
 
 def prefill_side(group: Group, loaded: Loaded, point: Point) -> Side:

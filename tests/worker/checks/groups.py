@@ -14,13 +14,16 @@ from compat.worker.group import Group, Masters
 from compat.worker.report import Report
 from compat.worker.spec import GroupSpec
 
-MODELS = read_matrix(matrices_folder() / "default-cpu.toml", "cpu").models
+MODELS = {
+    **read_matrix(matrices_folder() / "families.toml", "cpu").models,
+    **read_matrix(matrices_folder() / "default-cpu.toml", "cpu").models,
+}
 
 
 def group(
     model: str, dtype: str, cache: Path, quantization: str = "none", depth: str = "standard", mode: str = PLAIN
 ) -> Group:
-    """The load group of a probe of the default matrix, seed 0, on the CPU."""
+    """The load group of a probe of compat's own matrices, seed 0, on the CPU."""
     assert quantization in QUANTIZATIONS.names
     load = LoadGroup(f"{model}/{dtype}/{quantization}/{mode}", model, dtype, quantization, (), mode)
     return Group(GroupSpec(**group_spec(load, MODELS[model], "cpu", cache, 0, depth)), Masters())

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from compat.faults import catalogue
 from compat.faults.patches import Patches
@@ -157,3 +158,19 @@ def test_another_order_of_summation_is_not_minded(quick: Group, patches: Patches
     patches.function("torch.nn.functional:linear", make)
     assert outcome(quick, "sdpa") == ("pass", "")
     assert patches.times_reached > 0
+
+
+def test_the_pipeline_of_sounds_follows_the_model(probe_cache: Path) -> None:
+    own = group("wav2vec2", "fp32", probe_cache)
+    report = generation.run(own, attention("sdpa"))
+    assert report.facts["pipeline"] == "audio-classification"
+    assert outcome(own, "sdpa", report) == ("pass", "")
+
+
+def test_a_pipeline_that_leaves_the_level_of_a_sound_is_seen(probe_cache: Path, patches: Patches) -> None:
+    own = group("hubert", "fp32", probe_cache)  # wav2vec2 norms each channel over time: it has no level
+    extractor = transformers.Wav2Vec2FeatureExtractor
+    patches.attribute(extractor, "zero_mean_unit_var_norm", staticmethod(lambda values, *_, **__: values))
+    seen = figures(generation.run(own, attention("sdpa")))
+    assert seen["pipeline_differences"] > 0
+    assert seen["pipeline_batch_margin"] > 1

@@ -187,3 +187,13 @@ def test_a_wider_sum_is_not_minded(bert: Group, patches: Patches) -> None:
 def test_a_class_that_drops_the_divisor_is_told_from_one_that_hands_it_on(llama: Group, bert: Group) -> None:
     assert stack_api.divides_by_items(llama.loaded(attention("eager")).model)
     assert not stack_api.divides_by_items(bert.loaded(attention("eager")).model)
+
+
+@pytest.mark.parametrize("model", ["wav2vec2", "swin", "clip"])
+def test_models_without_an_embedding_of_tokens_are_taught_too(model: str, probe_cache: Path) -> None:
+    report = gradient.run(group(model, "fp32", probe_cache), attention("eager"))
+    seen = figures(report)
+    assert seen["missing_gradients"] == 0
+    assert seen["compared_elements"] > 1000
+    assert seen["parameter_ratio"] < 3.75
+    assert "checkpointed" in report.facts["cases"]
