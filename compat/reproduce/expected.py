@@ -19,8 +19,6 @@ EXPECTED: dict[str, str] = {
     "gradient": "the loss and the gradients of a training step are as close to fp64 as those of eager attention",
     "dispatch": "the attention that was asked for runs, or the library says that it does not",
     "work": "a call computes what its arithmetic asks for, and not more",
-    "mode": "what was done with the loaded model (compiled, exported, placed, adapted, pruned) leaves its outputs as "
-    "close to fp64 as they were",
     "speed": "the backend costs what its arithmetic asks for",
     "quality": "quantized weights and their kernels are as exact as the scheme's own arithmetic",
     "memory": "the model takes the memory that its scheme and dtype need",
