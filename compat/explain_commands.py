@@ -119,14 +119,15 @@ def _rendered(arguments: argparse.Namespace, told: Story, shown: Sequence[Check]
 def _place(arguments: argparse.Namespace, cell: str, subject: Check, first: bool) -> str:
     """Where the script is: the file asked for, the one beside the run, or else the command that writes it."""
     from compat import reproduce
+    from compat.render.telling import WRITES
 
     if arguments.script is not None and first:
         return str(arguments.script)
     beside = arguments.stored / reproduce.FOLDER / subject.evidence.script
     if subject.evidence.script and beside.is_file():
         return str(beside)
-    words = ["compat", "explain", str(arguments.stored), cell, "--check", subject.name]
-    return shlex.join([*words, "--script", reproduce.file_name(cell, subject.name)]) + " writes it"
+    words = [str(arguments.stored), cell, "--check", subject.name, "--script", reproduce.file_name(cell, subject.name)]
+    return WRITES + shlex.join(words)
 
 
 def _tried(script: str) -> Tried | None:

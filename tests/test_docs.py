@@ -72,6 +72,8 @@ def typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     here.mkdir()
     for folder in ("reports", "matrices"):
         (here / folder).symlink_to(ROOT / folder)
+    stack = (ROOT / "matrices" / "stacks" / "transformers-4.57.toml").read_text(encoding="utf-8")
+    (here / "candidate.toml").write_text(stack.replace('"transformers-4.57"', '"candidate"'), encoding="utf-8")
     monkeypatch.chdir(here)
     return here
 

@@ -51,7 +51,7 @@ def test_a_failing_cell_is_told_whole(small: Path, capsys: pytest.CaptureFixture
     assert "bound of cache_over_arithmetic: 2 x key/value heads x head_dim" in text, "a bound has its source"
     assert "passed: agreement, padding, generation" in text
     assert "$ compat run matrices/default.toml --device cpu --cells falcon/bf16/sdpa/none --checks cache" in text
-    assert f"compat explain {small} {FALCON} --check cache --script falcon_bf16_sdpa_none--cache.py writes it" in text
+    assert f"$ compat explain {small} {FALCON} --check cache --script falcon_bf16_sdpa_none--cache.py $" in text
     assert "other runs: none was found beside this one" in text
 
 

@@ -76,7 +76,7 @@ def test_patterns_stand_for_every_known_name_that_fits() -> None:
     assert {c.model for c in cells} == {"gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox", "gpt_oss", "gptj"}
     assert {c.dtype for c in cells} == {"fp16", "bf16"}
     assert {c.attention for c in cells} == {"sdpa-flash", "sdpa-cudnn"}
-    assert {c.quantization for c in cells} == {"bnb-nf4", "bnb-nf4-dq"}
+    assert {c.quantization for c in cells} == {"bnb-nf4", "bnb-nf4-dq", "bnb-nf4-fp32compute", "bnb-nf4-bf16storage"}
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

@@ -90,7 +90,8 @@ def test_outcomes_become_passed_failed_and_skipped(project: Path, pytester: pyte
     ours = {c.get("name"): c for c in ET.fromstring(render(run, "junit")).iter("testcase")}
     for case in ET.parse(project / "junit.xml").iter("testcase"):
         own = ours.pop(case.get("name"))
-        assert own.get("classname") == case.get("classname")
+        place = own.get("classname") or ""
+        assert place.endswith(case.get("classname") or "?"), "pytest counts from its rootdir or from the package"
         assert [c.tag for c in own] == [c.tag for c in case], "a stored run makes of a test what pytest makes of it"
         assert {p.get("name"): p.get("value") for p in own.iter("property")} == {
             p.get("name"): p.get("value") for p in case.iter("property")

@@ -38,6 +38,10 @@ def story_terminal(
 def _item(item: Pair | Table | Code, width: int) -> Iterator[Line]:
     if isinstance(item, Pair):
         head = f"  {item.name}: "
+        if text_width(head) > width // 2:
+            yield from wrap(f"{item.name}:", width, indent="    ", first="  ", style="dim")
+            yield from wrap(item.text, width, indent="    ")
+            return
         first, *rest = wrap(item.text, width, indent="    ", first=" " * text_width(head))
         yield [(head, "dim"), *((t[text_width(head) :] if i == 0 else t, s) for i, (t, s) in enumerate(first))]
         yield from rest

@@ -26,6 +26,10 @@ QUIET = frozenset({Outcome.PASS, Outcome.NOT_RUN})
 """Outcomes of a check that are told in one line unless it is asked for by name."""
 
 
+WRITES = "compat explain "
+"""What the command begins with that writes the script of a check where there is none yet."""
+
+
 @dataclass(frozen=True)
 class Pair:
     """A name and what it is."""
@@ -130,7 +134,9 @@ def _check(told: CheckStory, every: bool, script: str) -> Block:
         items.append(Table(("measurement", "figure"), tuple((_name(m), _figure(m)) for m in check.measurements)))
     if every:
         items += _reported(told)
-    if script:
+    if script.startswith(WRITES):
+        items.append(Code(visible(script), "sh"))
+    elif script:
         items.append(Pair("script that shows it", one_line(script, 600)))
     items.append(Code(visible(evidence.repro), "sh") if evidence.repro else Pair("again", "no command was recorded"))
     return Block(f"{label(check.name, 60)}: {symbol(check.outcome).word}", tuple(items), check.outcome)

@@ -40,6 +40,11 @@ def test_generation(compat_task: Task) -> None:
     compat_task.expect_pass()
 
 
+def test_paged(compat_task: Task) -> None:
+    """Does continuous batching over a paged cache write the tokens that the model chooses?"""
+    compat_task.expect_pass()
+
+
 def test_quality(compat_task: Task) -> None:
     """Are quantized weights what their scheme says, and their kernels right?"""
     compat_task.expect_pass()

@@ -64,7 +64,7 @@ def test_a_fault_costs_the_check_under_way_and_no_other(
 ) -> None:
     _faulty(monkeypatch, fault, AT_AGREEMENT)
     if fault == "hang":
-        write(tmp_path, _opt_row_with_timeout(4), "models.toml")
+        write(tmp_path, _opt_row_with_timeout(15), "models.toml")
     stored = run(write(tmp_path, TINY), tmp_path / "run", probe_cache, memory_limit_bytes=3 * 2**29)
     found = outcomes(stored)
     assert found.pop((SDPA, "agreement")) == outcome
@@ -115,7 +115,7 @@ def test_a_stack_that_asks_a_question_gets_no_answer_and_goes_on(
 ) -> None:
     """E.g. transformers asks `Do you wish to run the custom code? [y/N]` on stdin."""
     _faulty(monkeypatch, "read_stdin", AT_AGREEMENT)
-    write(tmp_path, _opt_row_with_timeout(4), "models.toml")
+    write(tmp_path, _opt_row_with_timeout(15), "models.toml")
     stored = run(write(tmp_path, TINY), tmp_path / "run", probe_cache, patterns=("opt/*",))
     assert outcomes(stored) == outcomes(clean, "opt")
 
