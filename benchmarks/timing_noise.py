@@ -7,8 +7,8 @@ In: a device. Out: a table, and JSON with --out. benchmarks/README.md says how t
     python benchmarks/timing_noise.py --busy                # beside processes that keep every core busy
 
 Both sides run one model. A planted slowdown waits on the device (on a CPU: spins) for a share of what a call takes,
-measured beforehand, after each call of the candidate. A comparison counts as flagged when compat.stats.stated says so
-and no guard of compat/criteria/speed.toml makes it inconclusive.
+measured beforehand, after each call of the candidate. A comparison counts as flagged when compat.speed.stats.stated
+says so and no guard of compat/criteria/speed.toml makes it inconclusive.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from tabulate import tabulate
 from compat import device as accelerator
 from compat.judge import Context, judge
 from compat.records import Outcome
-from compat.stats import median_interval, paired_ratios, relative_width, stated
+from compat.speed.stats import median_interval, paired_ratios, relative_width, stated
 from compat.worker.ceilings import canary
 from compat.worker.environment import describe
 from compat.worker.timing import Clock, Side, Timing, compare

@@ -18,13 +18,14 @@ from typing import Any
 
 import msgspec
 
-from compat import calibration, speed_figures
+from compat import calibration
 from compat.axes import ATTENTION, DTYPES, MODES, PLAIN, mode_of
 from compat.axes.attention import kernel_kind
 from compat.checks import CHECKS
 from compat.kernel_paths import path_findings
 from compat.matrix import Model
 from compat.records import SEVERITY, Cell, Check, Evidence, ExceptionInfo, Measurement, Outcome, Run, point_name
+from compat.speed import figures as speed_figures
 
 _HERE = Path(__file__).parent
 

@@ -20,7 +20,7 @@ from compat.axes import ALL_AXES, ATTENTION, AXES, DTYPES, MODES, PLAIN, QUANTIZ
 from compat.builtin import matrices_folder, stack_names
 from compat.checks import CHECKS, DEPTHS, EVERY_TASK
 from compat.device import DEVICE_TYPES
-from compat.speed_settings import SettingError, SpeedSettings, from_table
+from compat.speed.settings import SettingError, SpeedSettings, from_table
 
 SOURCES = ("probe", "shape", "package", "folder", "hub")
 

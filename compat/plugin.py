@@ -23,7 +23,7 @@ from _pytest.compat import NOTSET
 from compat.records import BAD, Check, Outcome, Run
 
 if TYPE_CHECKING:
-    from compat.expect import Expectations
+    from compat.compare.expect import Expectations
     from compat.matrix import CellSpec
     from compat.session import Session
 
@@ -72,7 +72,7 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(_NO_XDIST)
     config.pluginmanager.register(_State(config), "compat-state")
     if config.getoption("--compat-benchmark"):
-        from compat.benchmark_export import NEEDS, Benchmarks
+        from compat.speed.benchmark_export import NEEDS, Benchmarks
 
         if not config.pluginmanager.has_plugin("benchmark"):
             raise pytest.UsageError(NEEDS)
@@ -209,7 +209,7 @@ class _State:
     def _shard(self) -> tuple[int, int] | None:
         from argparse import ArgumentTypeError
 
-        from compat.arguments import part
+        from compat.commands.arguments import part
 
         asked = self.config.getoption("--compat-shard")
         try:

@@ -15,7 +15,7 @@ from compat import __version__, store
 from compat.matrix import CellSpec, Matrix, Model
 from compat.plan import Plan
 from compat.records import Environment, FileIdentity, RunInfo, StackIdentity
-from compat.speed_settings import SpeedSettings
+from compat.speed.settings import SpeedSettings
 from compat.stacks import CURRENT
 
 

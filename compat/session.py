@@ -26,15 +26,15 @@ from compat import device, environments, reproduce, run_start, stacks, store
 from compat.availability import estimate_seconds
 from compat.axes import ATTENTION, DTYPES, PLAIN, mode_of
 from compat.axes.attention import kernel_kind
+from compat.compare.expect import FAILING, FOLDER, Expectations, of_matrix, read_expectations
 from compat.execute.local import Configuration, LocalEngine
 from compat.execute.worker_process import default_memory_limit
-from compat.expect import FAILING, FOLDER, Expectations, of_matrix, read_expectations
 from compat.matrix import CellSpec, Matrix, MatrixError, read_matrix
 from compat.plan import Plan, make_plan, select, shard, without
 from compat.records import Cell, Check, Environment, Gpu, Run, StackIdentity, summarize
 from compat.selftest_result import last_figure
 from compat.sharper import linked
-from compat.speed_settings import SettingError, SpeedOptions, SpeedSettings, baselines
+from compat.speed.settings import SettingError, SpeedOptions, SpeedSettings, baselines
 
 RUNS_FOLDER = Path("compat-runs")
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from compat import bounds
 from compat.axes import nearest
-from compat.history import Past
+from compat.compare.history import Past
 from compat.judge import Context, Refusal, refusals, rejudge
 from compat.records import Cell, Check, Outcome, Run
 

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compat import across
-from compat.across import CAUSES, FOLLOW, PATHS, compared, rules
 from compat.execute.across import differences
 from compat.records import Measurement
-from compat.upgrade_result import Kind
+from compat.upgrade import across
+from compat.upgrade.across import CAUSES, FOLLOW, PATHS, compared, rules
+from compat.upgrade.result import Kind
 
 CELL, AXES = (
     "llama/bf16/sdpa/bnb-nf4",

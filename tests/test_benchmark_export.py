@@ -14,7 +14,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compat.benchmark_export import sampled
 from compat.records import (
     Cell,
     Check,
@@ -28,7 +27,8 @@ from compat.records import (
     cell_outcome,
     summarize,
 )
-from compat.speed_figures import figures
+from compat.speed.benchmark_export import sampled
+from compat.speed.figures import figures
 
 AXES = {"model": "llama", "dtype": "bf16", "attention": "sdpa", "quantization": "none"}
 SECONDS = st.lists(st.floats(1e-5, 10.0), min_size=1, max_size=12)
@@ -255,5 +255,5 @@ def test_disabled_benchmarks_are_said_to_be(project: Path, pytester: pytest.Pyte
 
 
 def test_without_the_flag_nothing_of_pytest_benchmark_is_touched() -> None:
-    code = "import sys, compat.plugin; sys.exit('compat.benchmark_export' in sys.modules)"
+    code = "import sys, compat.plugin; sys.exit('compat.speed.benchmark_export' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

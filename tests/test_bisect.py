@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from packaging.version import Version
 
-from compat.bisect_result import Bisection, Step, answer, lines
-from compat.bisect_search import first_other
-from compat.releases import between, conflicts, here, last_of_minors
+from compat.upgrade.bisection import Bisection, Step, answer, lines
+from compat.upgrade.releases import between, conflicts, here, last_of_minors
+from compat.upgrade.search import first_other
 
 
 @given(st.data())

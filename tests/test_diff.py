@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compat.diff import diff_runs
-from compat.diff_result import Diff, Kind, Speeds, decode_diff, encode_diff, groups
-from compat.diff_speed import stack_name
-from compat.gate import GATES, findings
+from compat.compare.diff import diff_runs
+from compat.compare.gate import GATES, findings
+from compat.compare.result import Diff, Kind, Speeds, decode_diff, encode_diff, groups
+from compat.compare.speed import stack_name
 from compat.records import (
     Cell,
     Check,

@@ -9,9 +9,9 @@ import msgspec
 import pytest
 from hypothesis import Phase, given, settings
 
-from compat.baseline import updated
-from compat.expect import EXPECTABLE, ExpectationError, Expectations, account, read_expectations
-from compat.expect_commands import gate
+from compat.commands.expect import gate
+from compat.compare.baseline import updated
+from compat.compare.expect import EXPECTABLE, ExpectationError, Expectations, account, read_expectations
 from compat.matrix import read_matrix
 from compat.records import Environment, Outcome, Run
 from compat.store import read_run

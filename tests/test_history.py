@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from compat.history import MOST, beside, past, read
+from compat.compare.history import MOST, beside, past, read
 from compat.records import Cell, Check, Environment, Outcome, Run, RunInfo, summarize
 from compat.store import StoreError, write_run
 

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compat.cli import main
-from compat.diff import diff_runs
+from compat.compare.diff import diff_runs
+from compat.compare.merge import MergeError, merge
 from compat.exit_codes import NOTHING, OK, USAGE
 from compat.matrix import CellSpec
-from compat.merge import MergeError, merge
 from compat.plan import load_key, shard
 from compat.records import Environment, Outcome, Run
 from compat.sharper import linked

@@ -9,16 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from compat import cli, commands, store
+from compat import cli, store
 from compat.builtin import matrix_path
 from compat.cli import main
+from compat.commands import run as commands
 from compat.execute.local import Configuration, LocalEngine
 from compat.exit_codes import NOTHING, OK, USAGE
 from compat.matrix import MatrixError, read_matrix
 from compat.plan import make_plan
 from compat.records import Check, Measurement, Outcome, Run
 from compat.session import Options, Session, SessionError, prepare
-from compat.speed_settings import Item, SpeedOptions, SpeedSettings
+from compat.speed.settings import Item, SpeedOptions, SpeedSettings
 
 from .execute.running import command
 from .matrix_files import TINY, write

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compat.speed_figures import figures
+from compat.speed.figures import figures
 
 SECONDS = st.floats(1e-5, 10, allow_nan=False)
 AT = {"batch": 4, "length": 2048, "padding": 0.3}

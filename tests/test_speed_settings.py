@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compat.matrix import CellSpec, MatrixError, read_matrix
-from compat.speed_settings import (
+from compat.speed.settings import (
     DEFAULT_GRID,
     EAGER,
     Grid,

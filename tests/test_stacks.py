@@ -22,7 +22,7 @@ from compat.exit_codes import FINDINGS, INTERNAL, OK, USAGE
 from compat.matrix import MatrixError
 from compat.records import Outcome
 from compat.session import Options, SessionError, prepare
-from compat.speed_settings import SpeedOptions
+from compat.speed.settings import SpeedOptions
 from compat.stacks import Base, Stack, StackFileError
 from compat.store import read_run
 

@@ -9,7 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compat.stats import LEAST_PAIRS, median_interval, order_interval, paired_ratios, relative_width, self_noise, stated
+from compat.speed.stats import (
+    LEAST_PAIRS,
+    median_interval,
+    order_interval,
+    paired_ratios,
+    relative_width,
+    self_noise,
+    stated,
+)
 
 SECONDS = st.floats(1e-6, 1e3)
 SAMPLES = st.lists(SECONDS, min_size=1, max_size=20)

@@ -13,7 +13,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from compat import across
 from compat.execute.local import check_request, group_spec
 from compat.execute.paired import paired_answer
 from compat.execute.worker_process import WorkerProcess
@@ -21,7 +20,8 @@ from compat.judge import context_of, judge
 from compat.matrix import CellSpec, Model
 from compat.plan import make_plan
 from compat.records import Check, Measurement, Outcome
-from compat.upgrade_result import Compared, Finding, Kind, Timed
+from compat.upgrade import across
+from compat.upgrade.result import Compared, Finding, Kind, Timed
 
 NAMES = ("before", "after")
 

@@ -36,7 +36,7 @@ from compat.judge import Context, broken, context_of, judge, not_run
 from compat.matrix import CellSpec, Model
 from compat.plan import LoadGroup, Plan, by_exclusive, make_plan
 from compat.records import WITHHELD, Check, Outcome
-from compat.speed_settings import SpeedSettings
+from compat.speed.settings import SpeedSettings
 
 OnResult = Callable[[CellSpec, Check], None]
 OnEnvironment = Callable[[dict[str, Any]], None]

@@ -1,7 +1,7 @@
 """A speed check whose baseline is the same cell in another environment: two workers take turns on one device.
 
 In: two workers, and the request of a speed check for each. Out: an answer as a worker gives it, its points compared
-by the rule of compat.rounds: rounds A B B A until the interval is tight or the budget is spent. So "the new
+by the rule of compat.speed.rounds: rounds A B B A until the interval is tight or the budget is spent. So "the new
 stack is 4% slower" is a paired measurement, not two runs an hour apart.
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from compat.execute.worker_process import WorkerProcess
-from compat.rounds import alternate, short
+from compat.speed.rounds import alternate, short
 
 MOST_ROUNDS = 200
 BUDGET_SECONDS = 1.0

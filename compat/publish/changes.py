@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from compat.diff import RANK
-from compat.diff_result import Kind
+from compat.compare.diff import RANK
+from compat.compare.result import Kind
 from compat.records import Outcome
 
 from .columns import ABSENT, LETTERS

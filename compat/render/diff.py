@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from compat.diff_result import Diff, Difference, Group, Kind, Side, SpeedChange, Speeds, groups
+from compat.compare.result import Diff, Difference, Group, Kind, Side, SpeedChange, Speeds, groups
 from compat.records import point_name
 from compat.render.figures import bare_ratio, plural
 from compat.render.inert import label, one_line, visible
@@ -62,7 +62,7 @@ def render_diff(diff: Diff, format: str, *, found: Found | None = None, width: i
         case "markdown":
             return "\n\n".join(_markdown(diff, found)) + "\n"
         case "json":
-            from compat.diff_result import encode_diff
+            from compat.compare.result import encode_diff
 
             return encode_diff(diff).decode()
     raise ValueError(f"unknown format {format!r}; one of: {', '.join(FORMATS)}")

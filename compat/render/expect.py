@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from compat.expect import Account, Entry, Expectations
+from compat.compare.expect import Account, Entry, Expectations
 from compat.records import Cell, Check, Run
 from compat.render.figures import plural
 from compat.render.inert import label, one_line, visible

@@ -13,7 +13,7 @@ from compat.records import Cell
 from compat.render.figures import bare_ratio, figure, plural, ratio, size
 from compat.render.inert import clip, label, one_line
 from compat.render.points import Figure, Point, Sheet, speed_check
-from compat.stats import MIN_EFFECT, stated
+from compat.speed.stats import MIN_EFFECT, stated
 
 DOUBT = "?"
 """Behind a figure that is inconclusive."""

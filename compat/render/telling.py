@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from compat.axes import AXES
 from compat.bounds import Found, Judged
-from compat.history import Past
+from compat.compare.history import Past
 from compat.records import Cell, Evidence, Measurement, Outcome, point_name
 from compat.render.evidence import begins, kernels, sharper, smallest
 from compat.render.figures import figure, plain, plural

@@ -13,7 +13,7 @@ from compat.render.figures import duration, plural
 from compat.render.inert import label, one_line
 from compat.render.markdown import code
 from compat.render.terminal_lines import Line, paint, wrap
-from compat.upgrade_result import DEFAULT_FAIL_ON, Finding, Group, Kind, Upgrade, failing, grouped
+from compat.upgrade.result import DEFAULT_FAIL_ON, Finding, Group, Kind, Upgrade, failing, grouped
 
 STYLES = {
     Kind.REGRESSED: "bold red",

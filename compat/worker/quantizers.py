@@ -6,6 +6,9 @@ quantization config. An absent library raises what its import raises.
 
 from __future__ import annotations
 
+import importlib.util
+import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +17,10 @@ import transformers
 SKIP_ARGUMENT = {"bitsandbytes": "llm_int8_skip_modules"}
 """What a library calls the modules that it is to leave alone, where transformers does not say
 `modules_to_not_convert`."""
+
+
+BUILD_SECONDS = 300
+"""A build whose files have not changed for so long is dead; quanto's takes about half a minute."""
 
 
 def bitsandbytes_config(arguments: dict[str, Any], compute_dtype: torch.dtype) -> Any:
@@ -44,7 +51,28 @@ def configuration(quantization: dict[str, Any], dtype: torch.dtype) -> Any:
         "torchao": lambda: torchao_config(arguments),
         "optimum-quanto": lambda: transformers.QuantoConfig(**arguments),
     }
+    if library == "optimum-quanto" and importlib.util.find_spec("optimum") is not None:
+        package = importlib.util.find_spec("optimum.quanto")
+        if package is not None:
+            free_dead_builds(Path(str(package.origin)).parent)
     return makers[library]()
+
+
+def free_dead_builds(folder: Path, now: float | None = None) -> list[Path]:
+    """Remove the locks of extension builds below `folder` that nobody works on any more; returns them.
+
+    torch.utils.cpp_extension writes a file `lock` while it builds, and every other process waits until it is gone: for
+    ever, where the one that built was killed.
+    """
+    moment = time.time() if now is None else now
+    dead = [p for p in folder.rglob("build/lock") if moment - _last_change(p.parent) > BUILD_SECONDS]
+    for lock in dead:
+        lock.unlink(missing_ok=True)
+    return dead
+
+
+def _last_change(folder: Path) -> float:
+    return max(p.stat().st_mtime for p in (folder, *folder.iterdir()))
 
 
 def skipping(quantization: dict[str, Any], modules: list[str]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from compat import device as accelerator
-from compat.rounds import short
+from compat.speed.rounds import short
 from compat.worker import pipeline_calls, stack_api
 from compat.worker.allocations import Allocations
 from compat.worker.arithmetic import Arithmetic

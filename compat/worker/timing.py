@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from compat.rounds import ORDER, alternate
+from compat.speed.rounds import ORDER, alternate
 from compat.worker.ceilings import Canary
 
 MOST_ROUNDS = 400

@@ -11,15 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from compat import bisecting, environments, stacks
-from compat.bisecting import BisectOptions
+from compat import environments, stacks
 from compat.builtin import matrices_folder
 from compat.cli import main
 from compat.execute.across import Both, TwoStacks
 from compat.exit_codes import FINDINGS, INTERRUPTED, NOTHING, OK, USAGE
 from compat.matrix import CellSpec, read_matrix
-from compat.upgrade import JOURNAL
-from compat.upgrade_result import Kind, read
+from compat.upgrade import bisecting
+from compat.upgrade.bisecting import BisectOptions
+from compat.upgrade.conduct import JOURNAL
+from compat.upgrade.result import Kind, read
 
 from ..matrix_files import write
 from .running import start, wait_until

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 
-from compat.diff import flaky, outcomes_seen
+from compat.compare.diff import flaky, outcomes_seen
 from compat.execute.again import BELIEVED, Reruns, combined
 from compat.matrix import CellSpec
 from compat.records import Check, Evidence, ExceptionInfo, Outcome, worst

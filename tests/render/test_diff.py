@@ -8,9 +8,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from compat.diff import diff_runs
-from compat.diff_result import Diff, decode_diff
-from compat.gate import GATES, findings
+from compat.compare.diff import diff_runs
+from compat.compare.gate import GATES, findings
+from compat.compare.result import Diff, decode_diff
 from compat.records import Cell, Check, Evidence, Measurement, Outcome, Run, cell_outcome, summarize
 from compat.render.diff import FORMATS, render_diff
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from compat.history import past
+from compat.compare.history import past
 from compat.records import Outcome, decode_run
 from compat.render import FORMATS, pictures, render
 from compat.render.issue import Tried, render_issue

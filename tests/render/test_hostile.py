@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from compat.history import past
+from compat.compare.history import past
 from compat.records import (
     Cell,
     Check,

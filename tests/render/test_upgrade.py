@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from compat.records import FileIdentity, Measurement, StackIdentity
 from compat.render.upgrade import render_markdown, render_terminal, verdict
 from compat.store import StoreError
-from compat.upgrade_result import (
+from compat.upgrade.result import (
     DEFAULT_FAIL_ON,
     Compared,
     Finding,

@@ -9,8 +9,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from compat.rounds import LEAST_ROUNDS
-from compat.stats import median_interval, paired_ratios, stated
+from compat.speed.rounds import LEAST_ROUNDS
+from compat.speed.stats import median_interval, paired_ratios, stated
 from compat.worker.ceilings import Canary, ceilings
 from compat.worker.stepping import Point
 from compat.worker.timing import Clock, Side, compare, warm_up

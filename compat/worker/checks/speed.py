@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from compat.rounds import short
+from compat.speed.rounds import short
 from compat.worker import speed_extras
 from compat.worker.calls import StackError, out_of_memory, under_test
 from compat.worker.ceilings import Canary, canary

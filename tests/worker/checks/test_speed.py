@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from compat.faults.patches import Patches
-from compat.speed_figures import figures
+from compat.speed.figures import figures
 from compat.worker.checks import speed
 from compat.worker.group import Group
 from compat.worker.stepping import Batch, Point, Steps, batch

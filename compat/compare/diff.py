@@ -1,7 +1,7 @@
 """Two runs compared: what became of every cell and every check, and what else is not alike. Pure.
 
-In: two runs. Out: a `Diff` (compat/diff_result.py). `diff_runs(a, a)` holds nothing but `same`; swapping the runs swaps
-regressed with fixed and new with gone. A diff says what happened; compat/gate.py says what of it counts.
+In: two runs. Out: a `Diff` (compat/compare/result.py). `diff_runs(a, a)` holds nothing but `same`; swapping the runs
+swaps regressed with fixed and new with gone. A diff says what happened; compat/compare/gate.py says what of it counts.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from compat.diff_result import CellChange, CheckChange, Diff, Difference, Kind, Side
-from compat.diff_speed import LEAST_EFFECT, compare_speed
+from compat.compare.result import CellChange, CheckChange, Diff, Difference, Kind, Side
+from compat.compare.speed import LEAST_EFFECT, compare_speed
 from compat.records import BAD, WITHHELD, Cell, Check, Outcome, Run
 
 RANK: dict[Outcome, int] = {

@@ -2,7 +2,7 @@
 
 In: `UpgradeOptions`. Out: an `Upgrade`, stored beside the runs of both sides. Stages: environments, checkpoints (made
 once, by the stack that is left, and read by both), a run on each stack, both stacks asked the same (execute/across.py),
-timing in turns, what the runs' own checks say (compat/diff.py). Nothing here prints: progress goes to `say`.
+timing in turns, what the runs' own checks say (compat/compare/diff.py). Nothing here prints: progress goes to `say`.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from typing import Any
 import msgspec
 
 from compat import device, environments, run_start, session, stacks, store
-from compat.diff import diff_runs
+from compat.compare.diff import diff_runs
 from compat.execute.across import NAMES, Both, TwoStacks
 from compat.execute.worker_process import default_memory_limit
 from compat.matrix import CellSpec, Matrix, read_matrix
 from compat.plan import Plan, make_plan, select
 from compat.records import FileIdentity, Record, Run
-from compat.upgrade_checks import of_diff
-from compat.upgrade_result import Compared, Side, Timed, Upgrade
+from compat.upgrade.checks import of_diff
+from compat.upgrade.result import Compared, Side, Timed, Upgrade
 
 FOLDER = Path("compat-upgrades")
 JOURNAL = "across.jsonl"

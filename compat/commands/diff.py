@@ -9,14 +9,53 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
+from compat.commands import arguments as read
 from compat.exit_codes import FINDINGS, NOTHING, OK, USAGE
+
+DEFAULT_GATES = ("regressed",)
+"""What fails `compat diff` where nothing is named."""
+
+
+def add(parsers: Any) -> None:
+    """Describe `diff` and `merge`."""
+    diff_ = parsers.add_parser(
+        "diff",
+        help="what regressed, was fixed, appeared or went from one stored run to another",
+        epilog="exit codes: 0 clean, 1 what --fail-on names was found, 3 harness failure, 4 usage, "
+        "5 nothing comparable",
+    )
+    for name in ("base", "head"):
+        diff_.add_argument(
+            name, metavar=name.upper(), help="a run's folder or file, or its name in compat-runs/ or reports/"
+        )
+    diff_.add_argument("--format", choices=("terminal", "markdown", "json"), default="terminal")
+    diff_.add_argument("--out", type=Path, metavar="FILE", help="write to FILE instead of the screen")
+    diff_.add_argument(
+        "--fail-on", type=read.gates, default=DEFAULT_GATES, metavar="LIST",
+        help="exit 1 for any of: regressed,coverage,slower,new-failures,changed,flaky,spurious (default: regressed)",
+    )  # fmt: skip
+    diff_.add_argument(
+        "--least-effect", type=read.effect, default=0.05, metavar="PERCENT",
+        help="smallest difference of a speed to state (default: 5)",
+    )  # fmt: skip
+    diff_.add_argument("--rejudge", action="store_true", help="judge both runs by today's criteria first")
+    diff_.set_defaults(run=diff)
+
+    merge_ = parsers.add_parser("merge", help="join the runs of shards to one")
+    merge_.add_argument("runs", nargs="+", metavar="RUN", help="folders, files or names, two or more")
+    merge_.add_argument("--out", type=Path, metavar="DIR", required=True, help="folder of the joined run")
+    merge_.add_argument(
+        "--any-machine", action="store_true", help="the same packages will do; speeds are then not compared"
+    )
+    merge_.set_defaults(run=merge)
 
 
 def diff(arguments: argparse.Namespace) -> int:
     """Compare two stored runs."""
-    from compat.diff import diff_runs
-    from compat.gate import findings
+    from compat.compare.diff import diff_runs
+    from compat.compare.gate import findings
     from compat.render.diff import render_diff
     from compat.store import find_run, read_run
 
@@ -41,7 +80,7 @@ def merge(arguments: argparse.Namespace) -> int:
     """Join the runs of shards to one."""
     import shutil
 
-    from compat import merge as merging
+    from compat.compare import merge as merging
     from compat.reproduce import FOLDER
     from compat.session import write_reports
     from compat.store import find_run, read_run, write_run

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from compat.diff import diff_runs
+from compat.compare.diff import diff_runs
 from compat.records import Cell, Run, RunInfo, summarize
 from compat.sharper import linked
 from compat.store import Planned, make_cell

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from compat.expect import EXPECTABLE, Entry, Expectations
+from compat.compare.expect import EXPECTABLE, Entry, Expectations
 from compat.records import Check, Outcome, Run
 from compat.render.inert import one_line
 

@@ -8,13 +8,35 @@ import argparse
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from compat.diff_commands import screen
+from compat.commands import arguments as read
+from compat.commands import shared
+from compat.commands.diff import screen
 from compat.exit_codes import FINDINGS, INTERNAL, OK, USAGE
 
 if TYPE_CHECKING:
     from compat.records import Run
+
+
+def add(parsers: Any) -> None:
+    """Describe `expect` and `baseline`."""
+    expect_ = parsers.add_parser("expect", help="judge a stored run by expectations: which failures are known?")
+    expect_.add_argument("stored", metavar="RUN", help="a run's folder or file, or its name")
+    shared.expecting(expect_, "the file to judge by (default: that of the run's matrix)")
+    expect_.add_argument(
+        "--fail-on", type=read.outcomes, default=(), metavar="LIST",
+        help="outcomes that count (default: fail,crash,error,oom,timeout,degraded)",
+    )  # fmt: skip
+    shared.github(expect_)
+    expect_.set_defaults(run=expect)
+
+    baseline = parsers.add_parser("baseline", help="write down what fails now, so that only what is new counts")
+    action = baseline.add_subparsers(dest="action", metavar="ACTION", required=True, parser_class=shared.Parser)
+    update_ = action.add_parser("update", help="bring a file of expectations up to a run; comments stay")
+    update_.add_argument("stored", metavar="RUN", help="a run's folder or file, or its name")
+    update_.add_argument("--out", type=Path, metavar="FILE", help="default: compat-baseline-DEVICE.toml")
+    update_.set_defaults(run=update)
 
 
 def expect(arguments: argparse.Namespace) -> int:
@@ -34,8 +56,8 @@ def gate(
 ) -> int:
     """Print what the file at `path` says of `run` (None: nothing is expected); the exit code. `fail_on` names outcomes
     that count (none: those that fail a test); `step` is the summary of a step of GitHub Actions that is to be told."""
-    from compat.commands import tell_step
-    from compat.expect import FAILING, account, read_expectations
+    from compat.commands.run import tell_step
+    from compat.compare.expect import FAILING, account, read_expectations
     from compat.records import Outcome
     from compat.render.expect import render_account
 
@@ -54,7 +76,7 @@ def gate(
 def _of_stored(run: Run) -> Path | None:
     """The expectations of the matrix that a stored run was made from, where that matrix is here."""
     from compat.builtin import matrices_folder
-    from compat.expect import beside, of_matrix
+    from compat.compare.expect import beside, of_matrix
     from compat.matrix import MatrixError, read_matrix
 
     own = Path(run.run.matrix.path)
@@ -68,8 +90,8 @@ def _of_stored(run: Run) -> Path | None:
 
 def update(arguments: argparse.Namespace) -> int:
     """Write what failed in a run as expectations."""
-    from compat.baseline import updated
-    from compat.expect import read_expectations
+    from compat.compare.baseline import updated
+    from compat.compare.expect import read_expectations
     from compat.render.inert import visible
     from compat.store import find_run, read_run, write_whole
 

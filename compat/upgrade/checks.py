@@ -5,10 +5,10 @@ In: a `Diff` of the run before and the run after. Out: `Finding`s named `check:N
 
 from __future__ import annotations
 
-from compat.diff_result import CellChange, CheckChange, Diff
-from compat.diff_result import Kind as Changed
+from compat.compare.result import CellChange, CheckChange, Diff
+from compat.compare.result import Kind as Changed
 from compat.records import Outcome
-from compat.upgrade_result import Finding, Kind
+from compat.upgrade.result import Finding, Kind
 
 _JUDGED = frozenset({Outcome.PASS, Outcome.DEGRADED})
 _WITHHELD = frozenset({Outcome.UNSUPPORTED, Outcome.UNAVAILABLE, Outcome.INCONCLUSIVE, Outcome.NOT_RUN, None})

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 
-from compat.diff import RANK
-from compat.diff_result import CellChange, CheckChange, Diff, Kind, Speeds
+from compat.compare.diff import RANK
+from compat.compare.result import CellChange, CheckChange, Diff, Kind, Speeds
 from compat.records import BAD, Outcome
 
 MEASURED: frozenset[Outcome] = frozenset(RANK) - {Outcome.UNSUPPORTED}

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
-from compat.diff_result import SpeedChange, Speeds
+from compat.compare.result import SpeedChange, Speeds
 from compat.records import BAD, Cell, Check, Environment, Measurement, Outcome, Run
 
 LEAST_EFFECT = 0.05

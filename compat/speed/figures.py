@@ -1,7 +1,7 @@
 """From the raw seconds of a `speed` check to rates, ratios and intervals. Pure: plain values in, measurements out.
 
 In: the facts that the worker sent (compat/worker/checks/speed.py). Out: measurements, each with the point of the grid
-that it was made at. A ratio is the median of paired ratios with its 95% interval (compat.stats).
+that it was made at. A ratio is the median of paired ratios with its 95% interval (compat.speed.stats).
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from compat import stats
 from compat.records import Measurement
+from compat.speed import stats
 
 PAIRED = "median of paired ratios, bootstrap and order statistics"
 MEDIAN = "median"

@@ -1,7 +1,7 @@
 """What a diff of two runs says, as frozen structs, and its JSON form (`compat-diff/1`).
 
-In: nothing but values. Out: what compat/diff.py fills in, and front ends, gates and renderers read. `base` is the run
-that is compared with, `head` the run that is looked at.
+In: nothing but values. Out: what compat/compare/diff.py fills in, and front ends, gates and renderers read. `base` is
+the run that is compared with, `head` the run that is looked at.
 """
 
 from __future__ import annotations

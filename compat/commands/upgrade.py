@@ -9,16 +9,69 @@ import argparse
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import Any
 
+from compat.commands import arguments as read
+from compat.commands import shared
 from compat.exit_codes import FINDINGS, INTERNAL, INTERRUPTED, NOTHING, OK
+
+
+def _two_stacks(parser: argparse.ArgumentParser) -> None:
+    """What `upgrade` and `bisect` have in common."""
+    for name, dest, words in (("--from", "before", "that is left"), ("--to", "after", "that is gone to")):
+        parser.add_argument(
+            name, dest=dest, type=read.stack, default="current", metavar="STACK",
+            help=f"the stack {words}: a name or a file (default: current)",
+        )  # fmt: skip
+    parser.add_argument(
+        "--matrix", type=read.matrix, default="upgrade", metavar="M", help="a matrix (default: upgrade)"
+    )
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: what is detected")
+    parser.add_argument("--seed", type=int, help="seed of inputs (default: the matrix's)")
+    parser.add_argument("--cache", type=Path, metavar="DIR", help="folder for checkpoints and stacks")
+    parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
+
+
+def add_upgrade(parser: argparse.ArgumentParser) -> None:
+    """Describe the arguments of `compat upgrade`."""
+    _two_stacks(parser)
+    parser.add_argument("--cells", nargs="+", default=[], metavar="PATTERN", help="ids with wildcards")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the upgrade (default: compat-upgrades/ID)")
+    parser.add_argument("--resume", type=Path, metavar="DIR", help="continue the upgrade in DIR")
+    parser.add_argument("--show", type=Path, metavar="DIR", help="print a stored upgrade, run nothing")
+    parser.add_argument(
+        "--fail-on",
+        type=read.upgrade_kinds,
+        default=read.upgrade_kinds("regressed,changed,coverage"),
+        metavar="LIST",
+        help="kinds of findings that make it exit 1: regressed, changed, coverage, slower (default: the first three)",
+    )
+    parser.add_argument("--no-timing", action="store_true", help="time nothing")
+    parser.add_argument("--workers", type=read.positive, metavar="N", help="worker processes of the runs")
+    parser.add_argument("--timeout", type=read.seconds, metavar="SECONDS", help="limit of every question")
+    parser.add_argument("--memory-limit", type=read.size, metavar="SIZE", help="host memory of a worker, e.g. 8G")
+    parser.set_defaults(run=upgrade)
+
+
+def add_bisect(parser: argparse.ArgumentParser) -> None:
+    """Describe the arguments of `compat bisect`."""
+    _two_stacks(parser)
+    parser.add_argument("--cell", required=True, metavar="CELL", help="a cell's id, e.g. falcon/bf16/sdpa/bnb-nf4")
+    about = parser.add_mutually_exclusive_group()
+    about.add_argument("--check", type=read.check, metavar="NAME", help="the outcome of this check")
+    about.add_argument(
+        "--across", type=read.across, metavar="NAME", help="this finding of `compat upgrade` (default: the first)"
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the bisection (default: compat-bisects/ID)")
+    parser.set_defaults(run=bisect)
 
 
 def upgrade(arguments: argparse.Namespace) -> int:
     """Run both stacks, compare them, print and store what was found."""
     from compat.render.upgrade import render_markdown
-    from compat.upgrade import Stopped, UpgradeOptions, again, conduct
-    from compat.upgrade_result import FILE, failing, read, write
+    from compat.upgrade.conduct import Stopped, UpgradeOptions, again, conduct
+    from compat.upgrade.result import FILE, failing, read, write
 
     if arguments.show is not None:
         return _shown(read(arguments.show), arguments.fail_on)
@@ -38,7 +91,7 @@ def upgrade(arguments: argparse.Namespace) -> int:
         timing=not arguments.no_timing,
         argv=tuple(sys.argv),
     )
-    signal.signal(signal.SIGTERM, _as_interrupt)
+    signal.signal(signal.SIGTERM, shared.as_interrupt)
     try:
         found, folder = conduct(options, _quiet if arguments.quiet else _say)
     except Stopped as stopped:
@@ -56,9 +109,9 @@ def upgrade(arguments: argparse.Namespace) -> int:
 
 def bisect(arguments: argparse.Namespace) -> int:
     """Name the package and the version that changed a cell."""
-    from compat.bisect_result import FILE, encode, lines
-    from compat.bisecting import BisectOptions, conduct
     from compat.store import write_whole
+    from compat.upgrade.bisecting import BisectOptions, conduct
+    from compat.upgrade.bisection import FILE, encode, lines
 
     options = BisectOptions(
         before=arguments.before,
@@ -73,7 +126,7 @@ def bisect(arguments: argparse.Namespace) -> int:
         cache=arguments.cache,
         argv=tuple(sys.argv),
     )
-    signal.signal(signal.SIGTERM, _as_interrupt)
+    signal.signal(signal.SIGTERM, shared.as_interrupt)
     found, folder = conduct(options, _quiet if arguments.quiet else _say)
     print("\n".join(lines(found)))
     try:
@@ -87,7 +140,7 @@ def bisect(arguments: argparse.Namespace) -> int:
 
 def _shown(found: Any, fail_on: tuple[str, ...]) -> int:
     """Print a stored upgrade; its exit code."""
-    from compat.upgrade_result import failing
+    from compat.upgrade.result import failing
 
     _print(found, fail_on)
     return _code(found, failing(found, fail_on))
@@ -117,7 +170,3 @@ def _say(text: str) -> None:
 
 def _quiet(text: str) -> None:
     """Nothing: what is found is printed all the same."""
-
-
-def _as_interrupt(*_: Any) -> None:
-    raise KeyboardInterrupt

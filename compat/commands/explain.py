@@ -10,12 +10,38 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from compat.commands import arguments as read
 from compat.exit_codes import FINDINGS, NOTHING, OK, USAGE
 
 if TYPE_CHECKING:
     from compat.records import Cell, Check, Run
     from compat.render.issue import Tried
     from compat.story import Story
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the arguments."""
+    parser.add_argument("stored", type=Path, metavar="RUN", help="a run's folder, or its run.json")
+    parser.add_argument("cell", metavar="CELL", help="the cell's id, or a pattern that fits one cell")
+    parser.add_argument(
+        "--check", type=read.check, metavar="NAME", help="this check alone, with every row of its criteria"
+    )
+    parser.add_argument(
+        "--history", type=Path, nargs="+", metavar="RUN", help="other runs (default: those beside this one)"
+    )
+    parser.add_argument("--script", type=Path, metavar="FILE", help="write the script that shows the failure")
+    parser.add_argument("--issue", type=Path, metavar="FILE", help="write a text for an upstream issue, in Markdown")
+    parser.add_argument(
+        "--try", action="store_true", dest="attempt", help="run the script here first; exit 1 if it shows no defect"
+    )
+    parser.add_argument("--format", choices=("terminal", "markdown"), default="terminal")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write to FILE instead of the screen")
+    parser.set_defaults(run=explain)
+
+
+def add_schema(parser: argparse.ArgumentParser) -> None:
+    """Describe `compat schema`, which has no arguments."""
+    parser.set_defaults(run=schema)
 
 
 def schema(arguments: argparse.Namespace) -> int:
@@ -28,7 +54,7 @@ def schema(arguments: argparse.Namespace) -> int:
 
 def explain(arguments: argparse.Namespace) -> int:
     """Tell the story of one cell of a stored run; write its script and a text for an issue where asked to."""
-    from compat import history
+    from compat.compare import history
     from compat.store import read_run
     from compat.story import CellNotFound, find, find_check, story
 
@@ -80,7 +106,7 @@ def explain(arguments: argparse.Namespace) -> int:
 
 def _readable(paths: tuple[Path, ...], cell: str) -> list[tuple[str, Run]]:
     """The runs beside that have the cell: nobody named them, so one that cannot be read is told and left out."""
-    from compat import history
+    from compat.compare import history
     from compat.store import StoreError
 
     found = []

@@ -18,14 +18,15 @@ from pathlib import Path
 
 from packaging.version import Version
 
-from compat import device, environments, releases, session, stacks
+from compat import device, environments, session, stacks
 from compat.axes import AXES, nearest
-from compat.bisect_result import Bisection, Step
-from compat.bisect_search import first_other
 from compat.execute.across import Both, TwoStacks
 from compat.execute.worker_process import default_memory_limit
 from compat.matrix import CellSpec, Matrix, read_matrix
-from compat.upgrade_result import Compared, Finding
+from compat.upgrade import releases
+from compat.upgrade.bisection import Bisection, Step
+from compat.upgrade.result import Compared, Finding
+from compat.upgrade.search import first_other
 
 FOLDER = Path("compat-bisects")
 SECONDS = 300.0

@@ -19,7 +19,7 @@ import msgspec
 from compat.axes.attention import kernel_kind
 from compat.judge import refusals
 from compat.records import WITHHELD, ExceptionInfo, Measurement
-from compat.upgrade_result import Compared, Finding, Kind
+from compat.upgrade.result import Compared, Finding, Kind
 
 PATHS = ("unpadded", "left_padded", "right_padded")
 """What was computed of the same input, beside the reference and tokens."""
@@ -87,7 +87,7 @@ class Rules:
 @cache
 def rules() -> Rules:
     """The table. Raises KeyError or ValueError for a row that cannot be meant."""
-    table = tomllib.loads((Path(__file__).parent / "criteria" / "across.toml").read_text(encoding="utf-8"))
+    table = tomllib.loads((Path(__file__).parents[1] / "criteria" / "across.toml").read_text(encoding="utf-8"))
     return Rules(
         figures=tuple(
             FigureRule(r["name"], r["unit"], float(r["pass"]), Kind(r["kind"]), r["words"], r["source"], "by" in r)

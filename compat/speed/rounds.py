@@ -8,10 +8,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from compat.stats import order_interval, paired_ratios, relative_width
+from compat.speed.stats import order_interval, paired_ratios, relative_width
 
 LEAST_ROUNDS = 3
-"""Rounds of four calls: two pairs each, and six pairs have an interval (compat.stats.LEAST_PAIRS)."""
+"""Rounds of four calls: two pairs each, and six pairs have an interval (compat.speed.stats.LEAST_PAIRS)."""
 
 TIGHT = 0.01
 """Relative width of the interval at which more samples are not worth their time."""

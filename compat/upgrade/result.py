@@ -1,7 +1,7 @@
 """What an upgrade found, as frozen structs, and its JSON form (`compat-upgrade/1`).
 
-In: nothing but values. Out: what compat/upgrade.py fills in and compat/render/upgrade.py shows. `before` is the stack
-that is left, `after` the one that is gone to.
+In: nothing but values. Out: what compat/upgrade/conduct.py fills in and compat/render/upgrade.py shows. `before` is
+the stack that is left, `after` the one that is gone to.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class Upgrade(Record, frozen=True):
     before: Side
     after: Side
     checks: tuple[Finding, ...]
-    """What the two runs' own checks say (compat/diff.py)."""
+    """What the two runs' own checks say (compat/compare/diff.py)."""
     across: tuple[Compared, ...]
     timed: tuple[Timed, ...]
     seconds: dict[str, float]

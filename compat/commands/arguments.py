@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from compat.speed_settings import Item
+    from compat.speed.settings import Item
 
 FAIL_ON = ("fail", "crash", "error", "oom", "timeout", "degraded", "inconclusive")
 """Outcomes that `--fail-on` may name."""
@@ -49,7 +49,7 @@ def outcomes(text: str) -> tuple[str, ...]:
 
 def gates(text: str) -> tuple[str, ...]:
     """What of a diff may count, with commas."""
-    from compat.gate import GATES
+    from compat.compare.gate import GATES
 
     return _listed(text, tuple(GATES), "gate")
 
@@ -75,15 +75,15 @@ def effect(text: str) -> float:
 
 def upgrade_kinds(text: str) -> tuple[str, ...]:
     """Kinds of findings that fail an upgrade, with commas."""
-    from compat.upgrade_result import FAIL_ON as KINDS
+    from compat.upgrade.result import FAIL_ON as KINDS
 
     return _listed(text, KINDS, "kind of finding")
 
 
 def across(text: str) -> str:
     """The name of a finding of `compat upgrade`."""
-    from compat.across import known, names
     from compat.axes import nearest
+    from compat.upgrade.across import known, names
 
     if not known(text):
         hint = nearest(text, names())
@@ -146,28 +146,28 @@ def size(text: str) -> int:
 
 def grid(text: str) -> tuple[Item, ...]:
     """Points like `4x2048@0.3`, with commas."""
-    from compat.speed_settings import read_item
+    from compat.speed.settings import read_item
 
     return _each(text, read_item, "point like 4x2048@0.3")
 
 
 def batches(text: str) -> tuple[int, ...]:
     """Numbers of rows, with commas."""
-    from compat.speed_settings import read_count
+    from compat.speed.settings import read_count
 
     return _each(text, read_count, "number of rows")
 
 
 def padding(text: str) -> tuple[float, ...]:
     """Shares of pads, with commas."""
-    from compat.speed_settings import read_share
+    from compat.speed.settings import read_share
 
     return _each(text, read_share, "padding share")
 
 
 def baseline(text: str) -> str:
     """`eager`, an attention backend, or a cell's id with `*`."""
-    from compat.speed_settings import SettingError, read_baseline
+    from compat.speed.settings import SettingError, read_baseline
 
     try:
         return read_baseline("--baseline", text)
@@ -207,7 +207,7 @@ def interpreter(text: str) -> Path:
 
 
 def _each(text: str, read: Callable[[str, str], T], what: str) -> tuple[T, ...]:
-    from compat.speed_settings import SettingError
+    from compat.speed.settings import SettingError
 
     parts = [t for t in text.split(",") if t.strip()]
     if not parts:

@@ -9,7 +9,27 @@ import argparse
 import sys
 from pathlib import Path
 
+from compat.commands import arguments as read
+from compat.commands import shared
 from compat.exit_codes import FINDINGS, OK
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the read."""
+    add = parser.add_subparsers(dest="action", metavar="ACTION", required=True, parser_class=shared.Parser)
+    create_ = add.add_parser("create", help="make the environment of a stack, unless it exists")
+    check_ = add.add_parser("check", help="import what a stack pins and compare the versions; 1 where they differ")
+    listing_ = add.add_parser("list", help="every stack: pins, whether it is created, size, folder")
+    for one in (create_, check_):
+        one.add_argument("stack", type=read.stack, metavar="NAME", help="a stack, or a file of that form")
+    create_.add_argument("-q", "--quiet", action="store_true", help="no progress")
+    for each, run in (
+        (create_, create),
+        (listing_, listing),
+        (check_, check),
+    ):
+        each.add_argument("--cache", type=Path, metavar="DIR", help="folder for checkpoints and stacks")
+        each.set_defaults(run=run)
 
 
 def create(arguments: argparse.Namespace) -> int:

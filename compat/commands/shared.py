@@ -1,0 +1,92 @@
+"""What commands have in common: the parser, arguments of several commands, printing a run."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+from compat.commands import arguments
+from compat.exit_codes import USAGE
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, with exit code 4."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print usage and message; exit code 4."""
+        self.print_usage(sys.stderr)
+        print(f"{self.prog}: {message}", file=sys.stderr)
+        raise SystemExit(USAGE)
+
+
+def selection(parser: argparse.ArgumentParser, default: str = "", only_with: str = "") -> None:
+    """The matrix, and which of its cells. `default`: the one that need not be named, `only_with` this flag."""
+    known = "a matrix file, `default`, `speed` or `families`"
+    if default:
+        known += f" (default{' with ' + only_with if only_with else ''}: {default})"
+    count = {"nargs": "?", "default": None if only_with else default} if default else {}
+    parser.add_argument("matrix", type=arguments.matrix, metavar="MATRIX", help=known, **count)  # type: ignore[arg-type]
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: what is detected")
+    parser.add_argument(
+        "--cells", nargs="+", default=[], metavar="PATTERN", help="ids with wildcards, e.g. 'llama/*/sdpa*/none'"
+    )
+
+
+def checks(parser: argparse.ArgumentParser) -> None:
+    """Which checks."""
+    parser.add_argument("--checks", type=arguments.checks, default=(), metavar="LIST", help="e.g. load,agreement")
+
+
+def conducting(parser: argparse.ArgumentParser) -> None:
+    """What every command has that starts workers on a matrix."""
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the run (default: compat-runs/ID)")
+    parser.add_argument("--resume", type=Path, metavar="DIR", help="continue the run in DIR")
+    parser.add_argument(
+        "--timeout", type=arguments.seconds, metavar="SECONDS", help="limit of every check (default: by check)"
+    )
+    parser.add_argument("--memory-limit", type=arguments.size, metavar="SIZE", help="host memory of a worker, e.g. 8G")
+    parser.add_argument("--cache", type=Path, metavar="DIR", help="folder for checkpoints and stacks")
+    parser.add_argument(
+        "--stack", type=arguments.stack, metavar="NAME", help="run the workers in this stack (default: the matrix's)"
+    )
+    parser.add_argument("--seed", type=int, help="seed of inputs (default: the matrix's)")
+    known = ",".join(arguments.FAIL_ON)
+    parser.add_argument(
+        "--fail-on", type=arguments.outcomes, default=(), metavar="LIST", help=f"exit 1 for any of: {known}"
+    )
+    parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
+    github(parser)
+
+
+def github(parser: argparse.ArgumentParser) -> None:
+    """Whether to tell GitHub Actions."""
+    parser.add_argument(
+        "--github",
+        action=argparse.BooleanOptionalAction,
+        help="annotations and a step summary for GitHub Actions (default: in one of its steps)",
+    )
+
+
+def expecting(parser: argparse.ArgumentParser, what: str) -> None:
+    """Which expectations, and how strictly; `what` is said of the file."""
+    parser.add_argument("--expectations", type=Path, metavar="FILE", help=what)
+    parser.add_argument("--strict", action="store_true", help="count unexpected passes too")
+
+
+def as_interrupt(*_: Any) -> None:
+    """A handler of SIGTERM: ended like Ctrl-C."""
+    raise KeyboardInterrupt
+
+
+def print_report(run: Any) -> None:
+    """A stored run as its terminal report."""
+    import shutil
+
+    from compat.render import render
+
+    color = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    width = shutil.get_terminal_size((80, 24)).columns if sys.stdout.isatty() else 80
+    print(render(run, "terminal", width=max(80, min(width, 120)), color=color))
