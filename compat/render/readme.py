@@ -155,7 +155,7 @@ GENERATORS: dict[str, tuple[Generator, dict[str, bool]]] = {
     "speed": (readme_runs.speed_part, _RUN),
     "grids": (readme_runs.grids_part, _RUN | {"models": False, "plots": False}),
     "support": (readme_support.support_part, _RUN | {"models": False}),
-    "systems": (readme_support.systems_part, {"reports": False}),
+    "systems": (readme_support.systems_part, {"reports": False, "form": False}),
     "margins": (readme_runs.margins_part, _RUN | {"check": False}),
     "costs": (readme_runs.costs_part, _RUN),
     "criteria": (readme_tables.criteria_part, {"check": False}),

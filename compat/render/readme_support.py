@@ -11,7 +11,7 @@ from compat import store
 from compat.render.readme_marks import MarkError, Options, listed
 from compat.render.readme_runs import stored_run
 from compat.render.support import support_tables
-from compat.render.systems import systems_table
+from compat.render.systems import systems_brief, systems_table
 
 DEFAULT_REPORTS = "reports"
 
@@ -24,7 +24,8 @@ def support_part(options: Options, root: Path) -> str:
 
 
 def systems_part(options: Options, root: Path) -> str:
-    """Every system with the stored runs that show it; `reports` names the folder that holds their folders."""
+    """Every system with the stored runs that show it; `reports` names the folder that holds their
+    folders, `form=brief` gives each system one row."""
     named = options.get("reports", DEFAULT_REPORTS)
     folder = root / named
     if not folder.is_dir():
@@ -32,4 +33,5 @@ def systems_part(options: Options, root: Path) -> str:
     places = [p for p in sorted(folder.iterdir()) if p.is_dir() and any(p.glob(f"{store.RUN}*"))]
     if not places:
         raise MarkError(f"no folder in {named} holds a stored run")
-    return systems_table({f"{named}/{p.name}": store.read_run(p) for p in places})
+    write = systems_brief if options.get("form") == "brief" else systems_table
+    return write({f"{named}/{p.name}": store.read_run(p) for p in places})

@@ -49,10 +49,6 @@ def _axis(axis: str, *starts: str) -> Callable[[Cell], bool]:
     return lambda cell: cell.axes.get(axis, "").startswith(starts)
 
 
-def _either(*tests: Callable[[Cell], bool]) -> Callable[[Cell], bool]:
-    return lambda cell: any(test(cell) for test in tests)
-
-
 def _adapters(check: Check) -> bool:
     return check.name == "gradient" and check.measurement("compared_adapters") is not None
 
@@ -81,7 +77,7 @@ SYSTEMS: tuple[System, ...] = (
     System("FlashAttention-2", _attention("flash_attention_2")),
     System("FlashAttention-3 and 4", _attention("flash_attention_3", "flash_attention_4")),
     System("FlexAttention", _attention("flex")),
-    System("paged attention, continuous batching", _either(_attention("paged"), _axis("mode", "paged"))),
+    System("paged attention, continuous batching", check=_named("paged")),
     System("BetterTransformer", _attention("bettertransformer")),
     System("ONNX Runtime", _attention("onnxruntime")),
     System("torch.compile", _axis("mode", "compile")),
@@ -139,6 +135,20 @@ def systems_table(runs: Mapping[str, Run]) -> str:
         f"- {code(folder)}: {code(headline_place(run))}, {code(run.run.started[:10])}" for folder, run in runs.items()
     )
     return f"{_table(head, rows, 'lll' + 'r' * len(COLUMNS))}\n\nThe reports:\n\n{places}\n"
+
+
+def systems_brief(runs: Mapping[str, Run]) -> str:
+    """A row for each of SYSTEMS: how many of its cells or checks pass, of those that were not refused, in each run."""
+    rows = []
+    for system in SYSTEMS:
+        shown = [
+            f"{code(folder.rsplit('/', 1)[-1])} {count[Outcome.PASS]:,} of {count.total() - count[Outcome.UNSUPPORTED]:,}"
+            for folder, run in runs.items()
+            if (count := answers(run, system))
+        ]
+        counted = "checks" if system.check is not None else "cells"
+        rows.append([_plain(system.name), counted, ", ".join(shown) or "no stored run shows it"])
+    return _table(["system", "counted", "pass, of those that ran, by report"], rows, "lll") + "\n"
 
 
 def _rows(system: System, runs: Mapping[str, Run]) -> Iterator[Sequence[str]]:

@@ -15,7 +15,7 @@ from compat.render.families import render_families
 from compat.render.readme import refreshed
 from compat.render.readme_marks import MarkError
 from compat.render.support import MARKS, NOT_RECORDED, declares, support_tables
-from compat.render.systems import SYSTEMS, answers, systems_table
+from compat.render.systems import SYSTEMS, answers, systems_brief, systems_table
 
 from .sample_runs import a_cell, a_check, small_run
 
@@ -120,6 +120,14 @@ def test_systems_with_counts_and_those_that_no_run_shows() -> None:
     assert _line(text, "key/value caches")[3:] == ["3", "1", "1", "1", "0"]
     assert _line(text, "BetterTransformer")[1] == "no stored run shows it"
     assert _line(text, "FlashAttention-2")[3:] == ["1", "0", "0", "0", "0"]
+
+
+def test_the_brief_form_has_one_row_a_system_with_what_passes_of_what_ran() -> None:
+    text = systems_brief({"reports/a": _run(), "reports/b": _run()})
+    assert _line(text, "mixtures of experts") == ["mixtures of experts", "cells", "`a` 1 of 3, `b` 1 of 3"]
+    assert _line(text, "key/value caches")[1:] == ["checks", "`a` 3 of 6, `b` 3 of 6"]
+    assert _line(text, "BetterTransformer")[2] == "no stored run shows it"
+    assert len([x for x in text.splitlines() if x.startswith("| ")]) == len(SYSTEMS) + 2
 
 
 def test_every_system_has_a_row_once() -> None:
