@@ -141,10 +141,11 @@ def systems_brief(runs: Mapping[str, Run]) -> str:
     """A row for each of SYSTEMS: how many of its cells or checks pass, of those that were not refused, in each run."""
     rows = []
     for system in SYSTEMS:
+        found = {folder.rsplit("/", 1)[-1]: answers(run, system) for folder, run in runs.items()}
         shown = [
-            f"{code(folder.rsplit('/', 1)[-1])} {count[Outcome.PASS]:,} of {count.total() - count[Outcome.UNSUPPORTED]:,}"
-            for folder, run in runs.items()
-            if (count := answers(run, system))
+            f"{code(name)} {count[Outcome.PASS]:,} of {count.total() - count[Outcome.UNSUPPORTED]:,}"
+            for name, count in found.items()
+            if count
         ]
         counted = "checks" if system.check is not None else "cells"
         rows.append([_plain(system.name), counted, ", ".join(shown) or "no stored run shows it"])
