@@ -169,3 +169,29 @@ def test_every_band_names_a_measurement_that_has_a_rule_without_one() -> None:
     judged = {(r.check, r.measurement) for r in criteria().rules if r.band and r.check == "agreement"}
     assert judged - plain <= {("agreement", "yardstick_token")}
     assert judge.criteria().rules
+
+
+def test_added_runs_replace_their_models_and_leave_the_others(tmp_path: Path) -> None:
+    stored = calibration.collect([_run(_check(1.0, answer=[1.0])), _run(_check(2.0))], WANTED)[0]
+    other = {
+        **stored,
+        "models": {"opt": "o"},
+        "cells": {"opt/bf16/eager/none": {"agreement": {"yardstick_error": 9.0}}},
+    }
+    both = calibration.added(other, stored)
+    assert both["models"] == {"opt": "o", "llama": DIGEST}
+    assert both["cells"] == {**other["cells"], **stored["cells"]}
+    assert calibration.added(both, stored) == both, "once more changes nothing"
+    newer = calibration.collect([_run(_check(0.5))], WANTED)[0]
+    assert calibration.added(both, newer)["cells"][CELL] == {"agreement": {"yardstick_error": 0.5}}
+    with pytest.raises(ValueError, match="other device"):
+        calibration.added({**both, "device": "cuda"}, stored)
+
+
+def test_a_folder_to_write_to_is_made_and_adding_to_nothing_is_refused(tmp_path: Path) -> None:
+    write_run(_run(_check(1.0, answer=[1.0])), tmp_path)
+    words = ["calibrate", str(tmp_path), "--out", str(tmp_path / "new" / "folder")]
+    assert main([*words, "--add"]) == 4
+    assert not (tmp_path / "new").exists()
+    assert main(words) == 0
+    assert main([*words, "--add"]) == 0

@@ -88,6 +88,20 @@ def collect(runs: Iterable[Run], wanted: Collection[tuple[str, str]]) -> tuple[d
     return {**about, "models": models, "cells": cells}, {**about, "models": answers}
 
 
+def added(stored: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
+    """`found` (bands or answers, as from `collect`) put into what is stored: its models replace those of the same name,
+    the others stay as they are. Raises ValueError where device or packages are not the same."""
+    for key in ("device", "packages"):
+        if stored.get(key) != found[key]:
+            raise ValueError(f"what is stored has other {key}: calibrate from runs of everything instead")
+    models = {**stored["models"], **found["models"]}
+    content = {**stored, "models": models}
+    if "cells" in found:
+        kept = {c: figures for c, figures in stored["cells"].items() if c.split("/")[0] not in found["models"]}
+        content["cells"] = {**kept, **found["cells"]}
+    return content
+
+
 def text(content: dict[str, Any]) -> str:
     """What `collect` found as JSON, one cell or model a line: a new calibration reads as a change of lines."""
     parts = []

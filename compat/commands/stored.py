@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,9 @@ def add(parsers: Any) -> None:
     calibrate_.add_argument("--out", type=Path, metavar="DIR", help="folder to write to (default: compat's own)")
     calibrate_.add_argument(
         "--answers", action="store_true", help="store the known answers too (any device gives them)"
+    )
+    calibrate_.add_argument(
+        "--add", action="store_true", help="keep what is stored of models that the runs do not have"
     )
     calibrate_.set_defaults(run=calibrate)
 
@@ -60,6 +64,13 @@ def calibrate(arguments: argparse.Namespace) -> int:
         return USAGE
     folder = arguments.out or calibration.FOLDER
     files = {f"bands-{bands['device']}.json": bands} | ({"answers.json": answers} if arguments.answers else {})
+    try:
+        if arguments.add:
+            files = {n: calibration.added(json.loads((folder / n).read_bytes()), f) for n, f in files.items()}
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        print(f"compat: {folder}: {error}", file=sys.stderr)
+        return USAGE
     for name, content in files.items():
         write_whole(folder / name, calibration.text(content).encode())
         print(f"{folder / name}: {len(content.get('cells', content['models']))} entries from {content['runs']} runs")
