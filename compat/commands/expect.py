@@ -56,7 +56,6 @@ def gate(
 ) -> int:
     """Print what the file at `path` says of `run` (None: nothing is expected); the exit code. `fail_on` names outcomes
     that count (none: those that fail a test); `step` is the summary of a step of GitHub Actions that is to be told."""
-    from compat.commands.run import tell_step
     from compat.compare.expect import FAILING, account, read_expectations
     from compat.records import Outcome
     from compat.render.expect import render_account
@@ -67,7 +66,7 @@ def gate(
     whole = run.run.complete and not {"selected", "shard"} & set(run.run.settings)
     words = shlex.join(["compat", "baseline", "update", str(where), *(["--out", str(path)] if path else [])])
     print(render_account(run, found, book, update=words, width=width, color=color, whole=whole), end="")
-    tell_step(run, step, {(cell.id, check.name) for cell, check, _ in found.expected})
+    shared.tell_step(run, step, {(cell.id, check.name) for cell, check, _ in found.expected})
     if any(k.outcome is Outcome.ERROR for c in run.cells for k in c.checks):
         return INTERNAL
     return FINDINGS if found.unexpected or (strict and found.passing) else OK

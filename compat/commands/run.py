@@ -6,7 +6,6 @@ import argparse
 import shlex
 import signal
 import sys
-from collections.abc import Set
 from typing import TYPE_CHECKING, Any
 
 from compat.commands import arguments as read
@@ -16,7 +15,6 @@ from compat.exit_codes import FINDINGS, INTERNAL, INTERRUPTED, OK
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from compat.records import Run
     from compat.session import Options, Session
 
 SPEED_HELP = """\
@@ -166,7 +164,7 @@ def _conduct(arguments: argparse.Namespace, options: Options) -> int:
     shared.print_report(run)
     print(f"\nStored: {folder} ({', '.join(files)})")
     if session.book is None:
-        tell_step(run, told)
+        shared.tell_step(run, told)
     if folder != session.folder:
         print(f"compat: {session.folder} takes no more ({session.refused}); rescued to {folder}", file=sys.stderr)
         return INTERNAL
@@ -181,18 +179,6 @@ def _conduct(arguments: argparse.Namespace, options: Options) -> int:
     if Outcome.ERROR in outcomes:
         return INTERNAL
     return FINDINGS if any(o.value in arguments.fail_on for o in outcomes) else OK
-
-
-def tell_step(run: Run, path: Path | None, expected: Set[tuple[str, str]] = frozenset()) -> None:
-    """Annotations and summary of a step of GitHub Actions. A file that cannot be written is said, and no failure."""
-    from compat import github
-
-    if path is None:
-        return
-    try:
-        print(github.tell(run, path, expected), end="")
-    except OSError as error:
-        print(f"compat: {path}: the step's summary cannot be written: {error.strerror}", file=sys.stderr)
 
 
 def _again(arguments: argparse.Namespace, session: Session, folder: Path) -> str:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Set
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from compat.commands import arguments
 from compat.exit_codes import USAGE
+
+if TYPE_CHECKING:
+    from compat.records import Run
 
 
 class Parser(argparse.ArgumentParser):
@@ -90,3 +94,15 @@ def print_report(run: Any) -> None:
     color = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     width = shutil.get_terminal_size((80, 24)).columns if sys.stdout.isatty() else 80
     print(render(run, "terminal", width=max(80, min(width, 120)), color=color))
+
+
+def tell_step(run: Run, path: Path | None, expected: Set[tuple[str, str]] = frozenset()) -> None:
+    """Annotations and summary of a step of GitHub Actions. A file that cannot be written is said, and no failure."""
+    from compat import github
+
+    if path is None:
+        return
+    try:
+        print(github.tell(run, path, expected), end="")
+    except OSError as error:
+        print(f"compat: {path}: the step's summary cannot be written: {error.strerror}", file=sys.stderr)

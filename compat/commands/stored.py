@@ -10,7 +10,6 @@ from typing import Any
 
 from compat.commands import arguments as read
 from compat.commands import shared
-from compat.commands.run import tell_step
 from compat.exit_codes import NOTHING, OK, USAGE
 
 
@@ -117,7 +116,7 @@ def report(arguments: argparse.Namespace) -> int:
     run = read_run(arguments.stored)
     if arguments.rejudge:
         run = rejudged(run)
-    tell_step(run, told)
+    shared.tell_step(run, told)
     if arguments.out is None and arguments.format == "terminal":
         shared.print_report(run)
         return OK
