@@ -31,8 +31,9 @@ import torch
 from tabulate import tabulate
 
 from compat import device as accelerator
-from compat.judge import Context, judge
+from compat.judge import judge
 from compat.records import Outcome
+from compat.rules import Context
 from compat.speed.stats import median_interval, paired_ratios, relative_width, stated
 from compat.worker.ceilings import canary
 from compat.worker.environment import describe

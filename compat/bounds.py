@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from compat.axes import ATTENTION, AXES, DTYPES, MODES, PLAIN, QUANTIZATIONS
-from compat.judge import Context, Rule, by_facts, criteria, criteria_tables, derive, stored_context
+from compat.judge import by_facts, derive
 from compat.records import Cell, Check, Measurement, Outcome, Run
+from compat.rules import Context, Rule, criteria, criteria_tables, stored_context
 
 
 @dataclass(frozen=True)

@@ -329,7 +329,7 @@ class _State:
             return self._results[cell, check]
 
     def _end(self) -> None:
-        from compat.session import write_reports
+        from compat.stored import write_reports
 
         assert self.session is not None
         self.session.stop()

@@ -28,12 +28,14 @@ from compat.checks import CHECKS
 from compat.execute.local import NEEDS_FRESH_WORKER, check_request, group_spec
 from compat.execute.worker_process import Stopped, WorkerProcess
 from compat.faults import Fault, catalogue
-from compat.judge import context_of, judge
+from compat.identity import default_cache, describe, now, stack_identity
+from compat.judge import judge
 from compat.matrix import CellSpec, Model, read_matrix
 from compat.plan import LoadGroup, make_plan
 from compat.records import Check, Outcome
+from compat.rules import context_of
 from compat.selftest_result import Change, SelfTestResult, Status, Trial, keep, sources_hash
-from compat.session import SessionError, default_cache, describe, now, stack_identity
+from compat.session import SessionError
 
 SEEN = frozenset({Outcome.FAIL, Outcome.DEGRADED})
 DIED = frozenset({Outcome.CRASH, Outcome.TIMEOUT, Outcome.OOM})

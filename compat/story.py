@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from compat import bounds
 from compat.axes import nearest
 from compat.compare.history import Past
-from compat.judge import Context, Refusal, refusals, rejudge
+from compat.judge import rejudge
 from compat.records import Cell, Check, Outcome, Run
+from compat.rules import Context, Refusal, refusals
 
 NAMED = 5
 """Cells that the answer to a pattern names when it fits several."""

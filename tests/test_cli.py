@@ -398,7 +398,7 @@ def test_a_stored_run_is_rendered_in_every_format(
 
 
 def test_judging_again_by_the_same_criteria_changes_no_outcome(clean: Run) -> None:
-    from compat.session import rejudged
+    from compat.stored import rejudged
 
     again = rejudged(clean)
     assert outcomes(again) == outcomes(clean)

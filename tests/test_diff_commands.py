@@ -62,7 +62,7 @@ def test_a_fault_of_ours_is_no_finding(runs: Path, monkeypatch: pytest.MonkeyPat
     def broken(run: Run) -> Run:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("compat.session.rejudged", broken)
+    monkeypatch.setattr("compat.stored.rejudged", broken)
     assert main(["diff", "base", "worse", "--rejudge"]) == INTERNAL
 
 

@@ -12,8 +12,8 @@ import pytest
 from compat import cli
 from compat.exit_codes import FINDINGS, NOTHING, OK, USAGE
 from compat.records import Outcome, Run
-from compat.session import reproducer
 from compat.store import read_run, write_run
+from compat.stored import reproducer
 
 CPU = Path(__file__).parents[1] / "reports" / "cpu"
 FALCON = "falcon/bf16/sdpa/none"

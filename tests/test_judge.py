@@ -24,9 +24,10 @@ from compat.axes import ALL_AXES, ATTENTION, DTYPES, MODES, PLAIN, QUANTIZATIONS
 from compat.builtin import matrices_folder
 from compat.checks import CHECKS
 from compat.device import DEVICE_TYPES
-from compat.judge import Context, Rule, criteria, derive, judge, not_run, refusals, rejudge
+from compat.judge import derive, judge, not_run, rejudge
 from compat.matrix import read_matrix
 from compat.records import SEVERITY, Check, Evidence, Measurement, Outcome
+from compat.rules import Context, Rule, context_of, criteria, refusals
 from compat.store import read_run
 
 WORKER = Path(compat.worker.__file__).parent
@@ -489,7 +490,7 @@ def test_a_phase_of_a_grid_is_inconclusive_when_no_point_of_it_is_left(
         measured.append(Measurement(name="decode_interval", unit="ratio", value=0.9 if wide else 0.01, at=at(i)))
     check = rejudge(
         Check(name="speed", outcome=Outcome.INCONCLUSIVE, measurements=tuple(measured)),
-        judging.context_of(
+        context_of(
             {"model": MODELS[0].name, "dtype": "fp32", "attention": "sdpa", "quantization": "none"}, "cpu", MODELS[0]
         ),
     )

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from compat.axes.attention import ATTENTION
-from compat.judge import Context, criteria, judge
+from compat.judge import judge
 from compat.kernel_paths import path_findings
+from compat.rules import Context, criteria
 
 FLASH = "aten::_scaled_dot_product_flash_attention_for_cpu"
 MATH = "aten::_safe_softmax"

@@ -61,7 +61,7 @@ def diff(arguments: argparse.Namespace) -> int:
 
     base, head = (read_run(find_run(named)) for named in (arguments.base, arguments.head))
     if arguments.rejudge:
-        from compat.session import rejudged
+        from compat.stored import rejudged
 
         base, head = rejudged(base), rejudged(head)
     found = diff_runs(base, head, arguments.least_effect)
@@ -82,8 +82,8 @@ def merge(arguments: argparse.Namespace) -> int:
 
     from compat.compare import merge as merging
     from compat.reproduce import FOLDER
-    from compat.session import write_reports
     from compat.store import find_run, read_run, write_run
+    from compat.stored import write_reports
 
     places = [find_run(named) for named in arguments.runs]
     runs = [read_run(place) for place in places]

@@ -120,7 +120,7 @@ def _readable(paths: tuple[Path, ...], cell: str) -> list[tuple[str, Run]]:
 
 def _scripts(run: Run, cell: Cell, wanted: Check | None) -> list[tuple[Check, str]]:
     """The checks that have a script (of the one that is wanted, or of all), each with it."""
-    from compat.session import reproducer
+    from compat.stored import reproducer
 
     asked = cell.checks if wanted is None else (wanted,)
     return [(check, text) for check in asked if (text := reproducer(run, cell, check))]

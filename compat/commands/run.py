@@ -140,7 +140,8 @@ def _conduct(arguments: argparse.Namespace, options: Options) -> int:
     """Run what is asked for; the exit code."""
     from compat import github, progress
     from compat.records import Outcome
-    from compat.session import prepare, write_reports
+    from compat.session import prepare
+    from compat.stored import write_reports
 
     told = github.summary_file(arguments.github)
     signal.signal(signal.SIGTERM, shared.as_interrupt)

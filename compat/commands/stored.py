@@ -52,7 +52,7 @@ def add(parsers: Any) -> None:
 def calibrate(arguments: argparse.Namespace) -> int:
     """Store what clean runs measured."""
     from compat import calibration
-    from compat.judge import criteria
+    from compat.rules import criteria
     from compat.store import read_run, write_whole
 
     wanted = {(r.check, r.measurement) for r in criteria().rules if r.band}
@@ -79,8 +79,8 @@ def calibrate(arguments: argparse.Namespace) -> int:
 def reproduce(arguments: argparse.Namespace) -> int:
     """Print the script of one failure of a stored run."""
     from compat.axes import nearest
-    from compat.session import reproducer
     from compat.store import read_run
+    from compat.stored import reproducer
 
     run = read_run(arguments.stored)
     cell = next((c for c in run.cells if c.id == arguments.cell), None)
@@ -101,8 +101,8 @@ def report(arguments: argparse.Namespace) -> int:
     """Render a stored run again."""
     from compat import github
     from compat.render import FORMATS, render
-    from compat.session import rejudged, write_report
     from compat.store import read_run
+    from compat.stored import rejudged, write_report
 
     if arguments.format not in FORMATS:
         from compat.axes import nearest

@@ -16,10 +16,11 @@ from typing import Any
 from compat.execute.local import check_request, group_spec
 from compat.execute.paired import paired_answer
 from compat.execute.worker_process import WorkerProcess
-from compat.judge import context_of, judge
+from compat.judge import judge
 from compat.matrix import CellSpec, Model
 from compat.plan import make_plan
 from compat.records import Check, Measurement, Outcome
+from compat.rules import context_of
 from compat.upgrade import across
 from compat.upgrade.result import Compared, Finding, Kind, Timed
 

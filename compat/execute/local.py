@@ -32,10 +32,11 @@ from compat.execute.explaining import (
 )
 from compat.execute.paired import paired_answer
 from compat.execute.worker_process import Stopped, WorkerProcess
-from compat.judge import Context, broken, context_of, judge, not_run
+from compat.judge import broken, judge, not_run
 from compat.matrix import CellSpec, Model
 from compat.plan import LoadGroup, Plan, by_exclusive, make_plan
 from compat.records import WITHHELD, Check, Outcome
+from compat.rules import Context, context_of
 from compat.speed.settings import SpeedSettings
 
 OnResult = Callable[[CellSpec, Check], None]

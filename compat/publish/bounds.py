@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from compat.judge import Context, criteria
 from compat.records import Check, Measurement, Outcome
 from compat.render.figures import figure
 from compat.render.inert import clip, label
+from compat.rules import Context, criteria
 
 from .columns import LETTERS
 

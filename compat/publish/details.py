@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from compat.judge import Context, stored_context
 from compat.records import Cell, Run
 from compat.render.grids import AXES
 from compat.render.html import evidence_data
+from compat.rules import Context, stored_context
 
 from .bounds import bounds
 

@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-from compat.judge import Rule, criteria
 from compat.records import BAD, Cell, Check, Measurement, Outcome
 from compat.render.grids import AXES, REPEAT, axis_value, in_order, shared_extras
 from compat.render.inert import label, one_line
 from compat.render.symbols import symbol
+from compat.rules import Rule, criteria
 
 CHECK = "speed"
 LONGEST, MOST_ROWS = 10**9, 10**6

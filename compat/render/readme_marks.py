@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from compat.axes import nearest
-from compat.judge import Rule
+from compat.rules import Rule
 
 
 class MarkError(ValueError):

@@ -14,7 +14,6 @@ import msgspec
 from compat import store
 from compat.axes import DTYPES, QUANTIZATIONS
 from compat.checks import CHECKS
-from compat.judge import Rule, criteria, stored_context
 from compat.records import Outcome, Run
 from compat.render.exhibits import sections
 from compat.render.figures import bare_ratio, duration, plural, ratio
@@ -25,6 +24,7 @@ from compat.render.readme_marks import MarkError, Options, bound, listed, where
 from compat.render.speed import PHASES, speed
 from compat.render.summary import environment, headline_place, verdict
 from compat.render.symbols import symbol
+from compat.rules import Rule, criteria, stored_context
 
 
 def stored_run(options: Options, root: Path) -> Run:

@@ -14,10 +14,10 @@ from typing import Any
 from compat.axes import ATTENTION, DTYPES, MODES, QUANTIZATIONS, Attention
 from compat.builtin import matrices_folder
 from compat.checks import CHECKS
-from compat.judge import Rule, criteria, criteria_tables, refusals
 from compat.render.figures import plural
 from compat.render.markdown import _table, code
 from compat.render.readme_marks import MarkError, Options, bound, listed, own_text, where
+from compat.rules import Rule, criteria, criteria_tables, refusals
 
 
 def criteria_part(options: Options, root: Path) -> str:

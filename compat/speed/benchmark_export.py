@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from compat.judge import Context, criteria, stored_context
 from compat.records import BAD, Cell, Check, Outcome, Run
+from compat.rules import Context, criteria, stored_context
 
 CHECK = "speed"
 BELIEVED = (Outcome.PASS, Outcome.DEGRADED)

@@ -17,8 +17,8 @@ from typing import Any
 import msgspec
 
 from compat.axes.attention import kernel_kind
-from compat.judge import refusals
 from compat.records import WITHHELD, ExceptionInfo, Measurement
+from compat.rules import refusals
 from compat.upgrade.result import Compared, Finding, Kind
 
 PATHS = ("unpadded", "left_padded", "right_padded")

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from packaging.version import Version
 
-from compat import device, environments, session, stacks
+from compat import device, environments, identity, session, stacks
 from compat.axes import AXES, nearest
 from compat.execute.across import Both, TwoStacks
 from compat.execute.worker_process import default_memory_limit
@@ -149,7 +149,7 @@ class _Work:
             folder=self.folder,
             models=matrix.models,
             device=kind if kind == "cpu" else f"{kind}:0",
-            cache=options.cache or session.default_cache(),
+            cache=options.cache or identity.default_cache(),
             seed=matrix.settings.seed if options.seed is None else options.seed,
             depth=matrix.settings.depth,
             timeout_seconds=SECONDS,

@@ -20,13 +20,14 @@ from typing import Any
 
 import msgspec
 
-from compat import device, environments, run_start, session, stacks, store
+from compat import device, environments, identity, run_start, session, stacks, store
 from compat.compare.diff import diff_runs
 from compat.execute.across import NAMES, Both, TwoStacks
 from compat.execute.worker_process import default_memory_limit
 from compat.matrix import CellSpec, Matrix, read_matrix
 from compat.plan import Plan, make_plan, select
 from compat.records import FileIdentity, Record, Run
+from compat.stored import write_reports
 from compat.upgrade.checks import of_diff
 from compat.upgrade.result import Compared, Side, Timed, Upgrade
 
@@ -122,7 +123,7 @@ def conduct(options: UpgradeOptions, say: Say = lambda text: None) -> tuple[Upgr
         folder=folder,
         models=matrix.models,
         device=kind if kind == "cpu" else f"{kind}:0",
-        cache=options.cache or session.default_cache(),
+        cache=options.cache or identity.default_cache(),
         seed=journal.begun.seed,
         depth=matrix.settings.depth,
         timeout_seconds=options.timeout_seconds or CELL_SECONDS,
@@ -254,10 +255,10 @@ def _run(
     """The run of one side, without its speed checks: those are for `_timing`. A complete one is taken as it is."""
     own = folder / NAMES[side]
     if (own / store.RUN).exists():
-        stored = store.read_run(own)
-        if stored.run.complete:
+        there = store.read_run(own)
+        if there.run.complete:
             say(f"{NAMES[side]}: its run is there already")
-            return stored
+            return there
     begun = (own / store.JOURNAL).exists()
     asked = session.Options(
         matrix=options.matrix,
@@ -282,7 +283,7 @@ def _run(
         raise session.SessionError(f"{own} takes no more ({prepared.refused}); what there is was rescued to {where}")
     if prepared.interrupted:
         raise KeyboardInterrupt
-    session.write_reports(run, own)
+    write_reports(run, own)
     return run
 
 
@@ -340,7 +341,7 @@ def _result(
     return Upgrade(
         id=journal.begun.id,
         started=journal.begun.started,
-        ended=session.now(),
+        ended=identity.now(),
         argv=(Path(argv[0]).name.replace("__main__.py", "compat"), *argv[1:]) if argv else (),
         matrix=FileIdentity(path=run_start.shown(matrix.path), sha256=matrix.sha256),
         device=kind,

@@ -13,10 +13,11 @@ from compat.builtin import matrices_folder
 from compat.execute.local import check_request, group_spec
 from compat.execute.paired import paired_answer, stack_name
 from compat.execute.worker_process import WorkerProcess
-from compat.judge import context_of, judge
+from compat.judge import judge
 from compat.matrix import read_matrix
 from compat.plan import LoadGroup
 from compat.records import Outcome
+from compat.rules import context_of
 
 MODELS = read_matrix(matrices_folder() / "default-cpu.toml", "cpu").models
 

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compat.judge import Context, criteria
 from compat.publish.bounds import bounds
 from compat.publish.changes import KINDS, change, table
 from compat.publish.columns import LETTERS, OUTCOMES, columns, pooled, rows
 from compat.publish.data import json_text, script_text
 from compat.publish.names import shown, slug
 from compat.records import Check, Measurement, Outcome
+from compat.rules import Context, criteria
 
 from ..render.test_hostile import PAYLOADS, hostile
 

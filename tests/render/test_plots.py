@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from compat.judge import Context, judge
+from compat.judge import judge
 from compat.records import Cell, Measurement, Outcome, Run
 from compat.render import pictures, render
 from compat.render.exhibits import plots, sections
@@ -25,7 +25,8 @@ from compat.render.points import Figure, Point, families, point_of
 from compat.render.speed import speed
 from compat.render.speed_text import value_text
 from compat.render.ticks import linear_ticks, log_ticks, size_ticks
-from compat.session import write_report
+from compat.rules import Context
+from compat.stored import write_report
 
 from .sample_grid import MODEL, grid_run, measured
 from .sample_runs import a_cell, a_check, passing, small_run

@@ -17,12 +17,12 @@ from compat import store
 from compat.axes import ATTENTION, DTYPES, QUANTIZATIONS
 from compat.axes.attention import Attention
 from compat.axes.quantization import Quantization
-from compat.judge import Rule, criteria
 from compat.matrix import read_matrix
 from compat.records import Check, Measurement, encode_run
 from compat.render.markdown import matrix_tables
 from compat.render.readme import main, marks, refreshed, refreshed_where_possible
 from compat.render.readme_marks import MarkError
+from compat.rules import Rule, criteria
 
 from .sample_grid import grid_run
 from .sample_runs import small_run

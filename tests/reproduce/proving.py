@@ -26,13 +26,14 @@ from compat.axes import AXES
 from compat.builtin import matrix_path
 from compat.execute.explaining import explain_request, explained, raised_by
 from compat.execute.local import check_request, group_spec
-from compat.judge import broken, context_of, judge
+from compat.judge import broken, judge
 from compat.matrix import CellSpec, read_matrix
 from compat.plan import make_plan
 from compat.records import Check, Outcome, Run
 from compat.render.evidence import kernels, smallest
-from compat.session import reproducer
+from compat.rules import context_of
 from compat.store import read_run
+from compat.stored import reproducer
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 60.0

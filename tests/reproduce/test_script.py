@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from compat import reproduce
 from compat.builtin import matrix_path
 from compat.checks import CHECKS as CHECKS_OF_CELLS
-from compat.judge import criteria_tables
 from compat.matrix import read_matrix
 from compat.records import Check, Evidence, Outcome
 from compat.reproduce import Subject, file_name, script, text
 from compat.reproduce.expected import EXPECTED, FINDINGS, expected
+from compat.rules import criteria_tables
 
 from ..render.test_hostile import PAYLOADS
 

@@ -12,8 +12,8 @@ from torch.nn.functional import scaled_dot_product_attention as sdpa
 from compat import environments, stacks
 from compat.axes import ATTENTION
 from compat.axes.attention import kernel_kind
+from compat.identity import default_cache
 from compat.records import Outcome
-from compat.session import default_cache
 from compat.worker import stack_api
 from compat.worker.dispatch import forced_sdpa_kernel, kernels_seen
 from compat.worker.trace import tracing

@@ -11,8 +11,8 @@ import transformers
 from compat.axes import ATTENTION
 from compat.axes.attention import kernel_kind
 from compat.checks import CHECKS
+from compat.identity import default_cache
 from compat.records import Outcome
-from compat.session import default_cache
 from compat.worker.calls import Unavailable
 from compat.worker.checkpoints import Checkpoint
 from compat.worker.onnx_runtime import CLASSES, PRODUCTS, Asked, Exported, load

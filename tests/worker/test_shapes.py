@@ -14,10 +14,11 @@ from compat import availability, device
 from compat.axes import QUANTIZATIONS
 from compat.builtin import matrices_folder
 from compat.execute.local import group_spec
-from compat.judge import context_of, judge
+from compat.judge import judge
 from compat.matrix import CellSpec, Model, read_matrix
 from compat.plan import LoadGroup
 from compat.records import Outcome
+from compat.rules import context_of
 from compat.worker import checkpoints, reload, shapes
 from compat.worker.calls import StackError, Unavailable
 from compat.worker.checks import load, memory

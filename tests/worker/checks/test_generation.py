@@ -11,7 +11,8 @@ import transformers
 
 from compat.faults import catalogue
 from compat.faults.patches import Patches
-from compat.judge import context_of, judge
+from compat.judge import judge
+from compat.rules import context_of
 from compat.worker.checks import generation
 from compat.worker.group import Group
 from compat.worker.report import Report

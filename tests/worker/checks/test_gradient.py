@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from compat.faults import catalogue
 from compat.faults.patches import Patches
-from compat.judge import context_of, judge
+from compat.judge import judge
 from compat.records import Check, Outcome
+from compat.rules import context_of
 from compat.worker import adapters, stack_api, training
 from compat.worker.checks import gradient
 from compat.worker.group import Group
