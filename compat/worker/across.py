@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 from compat.worker import pipeline_calls, stack_api
@@ -86,6 +87,9 @@ def answer(group: Group, attention: dict[str, Any], file: Path, defaults: bool) 
             part("generate_defaults", lambda: _generate_defaults(group, loaded))
         if group.task == "causal-lm":
             part("pipeline_defaults", lambda: _pipeline_defaults(group, loaded))
+            config = transformers.GenerationConfig(max_new_tokens=8)
+            part("pipeline_config", lambda: _pipeline_defaults(group, loaded, generation_config=config))
+            part("pipeline_beams", lambda: _pipeline_defaults(group, loaded, num_beams=2))
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, file)
     return {"parts": {name: found for name, found in parts.items() if found}}
 
@@ -261,16 +265,17 @@ def _generate_defaults(group: Group, loaded: Loaded) -> dict[str, Any]:
     return _settings(resolved)
 
 
-def _pipeline_defaults(group: Group, loaded: Loaded) -> dict[str, Any]:
-    """Settings of `pipeline("text-generation")(text)`, resolved by the library, and the side on which it pads."""
+def _pipeline_defaults(group: Group, loaded: Loaded, **given: Any) -> dict[str, Any]:
+    """Settings of `pipeline("text-generation")(text, **given)`, resolved by the library; with nothing given also the
+    side on which it pads."""
     tokenizer = copy.deepcopy(group.tokenizer)
     tokenizer.padding_side = "right"  # what a tokenizer does that says nothing
     pipe = pipeline_calls.make(loaded, "text-generation", tokenizer=tokenizer)
     words = group.source.rows(800 + 1000 * group.spec.seed, [5])
     text = tokenizer.decode(list(words.tokens[0]))
     with _stopping(loaded.model) as resolved, suppress(_Resolved):
-        pipeline_calls.call(loaded, pipe, text)
-    return {**_settings(resolved), "padding_side": pipe.tokenizer.padding_side}
+        pipeline_calls.call(loaded, pipe, text, **given)
+    return _settings(resolved) | ({} if given else {"padding_side": pipe.tokenizer.padding_side})
 
 
 # -- how far two sides are apart ---------------------------------------------------------------------------------
