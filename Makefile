@@ -28,7 +28,7 @@ matrix: $(STAMP)
 	$(BIN)/compat run $(MATRIX) $(ARGS)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest tests -p hypothesispytest $(ARGS)
+	$(BIN)/python -m pytest tests -p hypothesispytest -n auto --maxprocesses=4 $(ARGS)
 
 format: $(STAMP)
 	$(BIN)/ruff format --check .
