@@ -10,7 +10,7 @@ from compat.cli import main
 from compat.exit_codes import FINDINGS, INTERRUPTED, NOTHING, OK, USAGE
 from compat.store import read_run
 
-from .matrix_files import write
+from ..matrix_files import write
 
 MATRIX = """
 title = "falcon"

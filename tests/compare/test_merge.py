@@ -19,9 +19,9 @@ from compat.records import Environment, Outcome, Run
 from compat.sharper import linked
 from compat.store import read_run, write_run
 
-from .execute.running import run
-from .matrix_files import CELLS, TINY, write
-from .stored_runs import runs
+from ..execute.running import run
+from ..matrix_files import CELLS, TINY, write
+from ..stored_runs import runs
 from .test_diff import A, cell, check, run_of
 
 O = Outcome  # noqa: E741

@@ -17,7 +17,7 @@ from compat.exit_codes import FINDINGS, INTERNAL, NOTHING, OK, USAGE
 from compat.records import Outcome, Run
 from compat.store import StoreError, find_run
 
-from .test_diff import A, cell, check, run_of
+from ..compare.test_diff import A, cell, check, run_of
 
 
 @pytest.fixture
@@ -123,6 +123,6 @@ def test_a_diff_does_not_import_torch(runs: Path) -> None:
         "import sys\nfrom compat.cli import main\nmain(['diff', 'base', 'worse'])\n"
         "sys.exit(len({'torch', 'transformers', 'numpy'} & set(sys.modules)))"
     )
-    root = str(Path(__file__).parent.parent)
+    root = str(Path(__file__).parents[2])
     done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": root}, check=False)
     assert done.returncode == 0

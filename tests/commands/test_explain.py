@@ -15,7 +15,7 @@ from compat.records import Outcome, Run
 from compat.store import read_run, write_run
 from compat.stored import reproducer
 
-CPU = Path(__file__).parents[1] / "reports" / "cpu"
+CPU = Path(__file__).parents[2] / "reports" / "cpu"
 FALCON = "falcon/bf16/sdpa/none"
 
 

@@ -21,8 +21,8 @@ from compat.records import Check, Measurement, Outcome, Run
 from compat.session import Options, Session, SessionError, prepare
 from compat.speed.settings import Item, SpeedOptions, SpeedSettings
 
-from .execute.running import command
-from .matrix_files import TINY, write
+from ..execute.running import command
+from ..matrix_files import TINY, write
 
 MATRIX = TINY.replace('["opt", "llama"]', '["llama"]').replace(
     '["load", "agreement", "memory"]', '["load", "agreement", "speed", "memory"]'

@@ -23,7 +23,7 @@ from compat.speed.settings import (
     read_item,
 )
 
-from .matrix_files import CELLS, TINY, write
+from ..matrix_files import CELLS, TINY, write
 
 BATCHES = st.integers(1, 64)
 LENGTHS = st.integers(1, 10_000)

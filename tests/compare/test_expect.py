@@ -16,12 +16,12 @@ from compat.matrix import read_matrix
 from compat.records import Environment, Outcome, Run
 from compat.store import read_run
 
-from .matrix_files import TINY, write
-from .stored_runs import runs
+from ..matrix_files import TINY, write
+from ..stored_runs import runs
 from .test_diff import A, cell, check, run_of
 
 O = Outcome  # noqa: E741
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 UNSHRUNK = (Phase.explicit, Phase.generate)
 """Runs take long to shrink."""
 DAY = datetime.date(2026, 6, 1)

@@ -28,7 +28,7 @@ from compat.records import (
     summarize,
 )
 
-from .stored_runs import OUTCOME, runs
+from ..stored_runs import OUTCOME, runs
 
 O = Outcome  # noqa: E741
 SWAPPED = {Kind.REGRESSED: Kind.FIXED, Kind.FIXED: Kind.REGRESSED, Kind.NEW: Kind.GONE, Kind.GONE: Kind.NEW}
