@@ -180,8 +180,8 @@ def main() -> bool:
 def quality(check: Check, axes: Mapping[str, str]) -> Body | None:
     """Quantized weights and products."""
     needs: tuple[Name, ...] = (("load", "quantized_modules"), ("dequantize", "stored"), ("dequantize", "dequantize"),
-                               ("dequantize", "figures"), ("checks.quality", "error_of"),
-                               ("checks.quality", "lossy_product"), ("schemes", "THRESHOLD"),
+                               ("dequantize", "figures"), ("quantized_products", "error_of"),
+                               ("quantized_products", "lossy_product"), ("schemes", "THRESHOLD"),
                                ("stack_api", "dequantized_by_library"))  # fmt: skip
     return bounded(check, _QUALITY, _QUALITY_FIGURES, needs)
 

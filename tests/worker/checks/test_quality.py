@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from compat.faults import catalogue
 from compat.faults.patches import Patches
 from compat.worker.checks import quality
-from compat.worker.checks.quality import error_of, int8_product
 from compat.worker.dequantize import Stored, dequantize
+from compat.worker.quantized_products import error_of, int8_product
 
 from .groups import attention, figures, group
 
