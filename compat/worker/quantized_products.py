@@ -184,8 +184,10 @@ def _with_outliers(x: torch.Tensor) -> torch.Tensor:
 
 
 def kernels_of(group: Group, loaded: Loaded, held: dict[str, Stored | Affine], paths: list[str]) -> Kernels:
-    """Errors of the linears at `paths` in one padded batch: as it is, with outlier columns, and of one row alone. Raises
-    StackError."""
+    """Errors of the linears at `paths` in one padded batch: as it is, with outlier columns, and of one row alone.
+
+    Raises StackError.
+    """
     modules = quantized_modules(loaded.model)
     found = Kernels()
     products = _Products()
