@@ -245,7 +245,7 @@ def read_stored(where: Path) -> tuple[Run, bytes]:
             return run, encode_run(run)
         path = found
     try:
-        data = _uncompressed(path.read_bytes())
+        data = uncompressed(path.read_bytes())
         return decode_run(data), data
     except (gzip.BadGzipFile, lzma.LZMAError, zlib.error, EOFError, ValueError) as error:
         raise StoreError(f"{path}: {error}") from error
@@ -277,7 +277,8 @@ def find_run(named: str, below: Path = Path()) -> Path:
     )
 
 
-def _uncompressed(data: bytes) -> bytes:
+def uncompressed(data: bytes) -> bytes:
+    """The bytes that were compressed by gzip or xz; others as they are. Raises OSError, EOFError, lzma.LZMAError."""
     if data.startswith(b"\x1f\x8b"):
         return gzip.decompress(data)
     return lzma.decompress(data) if data.startswith(b"\xfd7zXZ") else data

@@ -7,6 +7,7 @@ the stack that is left, `after` the one that is gone to.
 from __future__ import annotations
 
 import enum
+import lzma
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import msgspec
 
 from compat.records import FileIdentity, Measurement, Record, StackIdentity
-from compat.store import StoreError, write_whole
+from compat.store import StoreError, uncompressed, write_whole
 
 SCHEMA = "compat-upgrade/1"
 FILE = "upgrade.json"
@@ -197,13 +198,15 @@ def encode(upgrade: Upgrade) -> bytes:
 
 
 def read(where: Path) -> Upgrade:
-    """The upgrade stored in a folder or file. Raises StoreError naming it."""
-    path = where / FILE if where.is_dir() else where
+    """The upgrade stored in a folder (as upgrade.json, or upgrade.json.xz) or file. Raises StoreError naming it."""
+    path = where
+    if where.is_dir():
+        path = next((p for name in (FILE, f"{FILE}.xz") if (p := where / name).exists()), where / FILE)
     try:
-        upgrade = msgspec.json.decode(path.read_bytes(), type=Upgrade)
+        upgrade = msgspec.json.decode(uncompressed(path.read_bytes()), type=Upgrade)
     except OSError as error:
         raise StoreError(f"{path}: {error.strerror}") from error
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, ValueError, EOFError, lzma.LZMAError) as error:
         raise StoreError(f"{path}: not a stored upgrade: {error}") from error
     if upgrade.schema != SCHEMA:
         raise StoreError(f"{path}: schema: {upgrade.schema!r} is not one this version reads ({SCHEMA})")

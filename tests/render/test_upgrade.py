@@ -5,6 +5,7 @@ COMPAT_UPDATE_GOLDEN=1 writes the golden files again.
 
 from __future__ import annotations
 
+import lzma
 import os
 from pathlib import Path
 
@@ -163,3 +164,9 @@ def test_what_is_stored_is_read_and_a_bad_file_is_named(tmp_path: Path) -> None:
         read(other)
     with pytest.raises(StoreError, match="absent"):
         read(tmp_path / "absent")
+    (tmp_path / "upgrade.json").unlink()
+    (tmp_path / "upgrade.json.xz").write_bytes(lzma.compress(encode(sample())))
+    assert read(tmp_path) == sample()
+    (tmp_path / "upgrade.json.xz").write_bytes(lzma.compress(encode(sample()))[:-9])
+    with pytest.raises(StoreError, match=r"upgrade\.json\.xz"):
+        read(tmp_path)
