@@ -125,6 +125,14 @@ CHECKS = Registry(
             on_request=True,
         ),
         CheckKind(
+            "positions",
+            "does the model work as far as it was trained, and what does it do beyond that?",
+            tasks=TEXT_TASKS,
+            only={"quantization": ("none",)},
+            excepted=GRAPHS,
+            on_request=True,
+        ),
+        CheckKind(
             "quality",
             "are the weights quantized as asked, and at what loss?",
             only={"quantization": ("bnb-*", "torchao-*", "quanto-*")},

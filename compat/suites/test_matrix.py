@@ -45,6 +45,11 @@ def test_paged(compat_task: Task) -> None:
     compat_task.expect_pass()
 
 
+def test_positions(compat_task: Task) -> None:
+    """Does it work as far as it was trained, and what does it do beyond that?"""
+    compat_task.expect_pass()
+
+
 def test_quality(compat_task: Task) -> None:
     """Are quantized weights what their scheme says, and their kernels right?"""
     compat_task.expect_pass()
