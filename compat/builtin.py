@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-OWN = ("default", "speed", "families", "bettertransformer", "onnxruntime", "modes", "upgrade")
+OWN = (
+    "default", "speed", "families", "modes", "positions", "paged", "quantization", "bettertransformer", "onnxruntime",
+    "upgrade",
+)  # fmt: skip
 """Matrices that are called by name."""
 
 _PACKAGE = Path(__file__).resolve().parent

@@ -8,10 +8,12 @@ inside a group eager comes first, since the others are judged against it.
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass, replace
+from itertools import takewhile
+from pathlib import Path
 
-from compat.axes import ATTENTION, DTYPES, MODES, PLAIN, QUANTIZATIONS
+from compat.axes import ATTENTION, DTYPES, MODES, PLAIN, QUANTIZATIONS, nearest
 from compat.checks import CHECKS
 from compat.matrix import CellSpec
 
@@ -88,6 +90,19 @@ def select(
         if kept:
             chosen.append(replace(cell, checks=kept))
     return tuple(chosen)
+
+
+def fits_nothing(matrix: Path, cells: Iterable[CellSpec], patterns: Sequence[str], what: str = "") -> str:
+    """Why nothing was selected, in words: no cell `what` of `matrix` fits `patterns`; with the nearest value where a
+    part of a pattern, before its first `*`, is no value of the matrix."""
+    said = f"nothing selected: no cell {what}of {matrix} fits {' '.join(patterns) or 'it'}"
+    axes = [list(dict.fromkeys(parts)) for parts in zip(*(c.id.split("/")[:4] for c in cells), strict=True)]
+    for pattern in patterns:
+        plain = takewhile(lambda part: "*" not in part, pattern.split("/"))
+        for part, known in zip(plain, axes, strict=False):
+            if not fnmatch.filter(known, part) and (hint := nearest(part, known)):
+                return f"{said}; {part!r}: nearest: {hint!r}"
+    return said
 
 
 def load_key(cell: CellSpec) -> str:

@@ -28,7 +28,7 @@ from compat.execute.local import Configuration, LocalEngine
 from compat.execute.worker_process import default_memory_limit
 from compat.identity import default_cache, describe, now, stack_identity
 from compat.matrix import CellSpec, Matrix, MatrixError, read_matrix
-from compat.plan import Plan, make_plan, select, shard, without
+from compat.plan import Plan, fits_nothing, make_plan, select, shard, without
 from compat.records import Check, Run
 from compat.selftest_result import last_figure
 from compat.speed.settings import SettingError, SpeedOptions, SpeedSettings, baselines
@@ -295,8 +295,7 @@ def prepare(options: Options) -> Session:
         cells = tuple(c for c in cells if "speed" in c.checks)
     if not cells:
         what = "with a speed check " if options.speed is not None else ""
-        fits = " ".join(options.patterns) or "it"
-        raise SessionError(f"nothing selected: no cell {what}of {options.matrix} fits {fits}")
+        raise SessionError(fits_nothing(options.matrix, matrix.cells, options.patterns, what))
     speed, baselines = _speed(options, matrix, cells)
     against = speed.against
     if against.endswith(".toml") or (against and not os.path.isabs(against)):  # a stack, not an interpreter

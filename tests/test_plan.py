@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from random import Random
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from compat.checks import CHECKS
 from compat.matrix import CellSpec
-from compat.plan import make_plan, select, without
+from compat.plan import fits_nothing, make_plan, select, without
 
 from .matrix_files import CELLS
 
@@ -95,3 +97,19 @@ def test_selecting_by_tasks_gives_those_tasks(cells: list[CellSpec]) -> None:
     wanted = set(sorted(_tasks(cells))[::2])
     chosen = select(cells, tasks=wanted)
     assert _tasks(list(chosen)) == wanted
+
+
+@pytest.mark.parametrize(
+    ("pattern", "hint"),
+    [
+        ("lama/*", "; 'lama': nearest: 'llama'"),
+        ("llama/bf61/sdpa/none", "; 'bf61': nearest: 'bf16'"),
+        ("*/bf61/*", ""),
+        ("llama/*/no", ""),
+    ],
+)
+def test_what_fits_nothing_is_told_with_the_nearest_value(pattern: str, hint: str) -> None:
+    cells = [CellSpec(m, d, "sdpa", "none", ("load",)) for m in ("llama", "opt") for d in ("fp32", "bf16")]
+    said = fits_nothing(Path("m.toml"), cells, [pattern])
+    assert said == f"nothing selected: no cell of m.toml fits {pattern}{hint}"
+    assert fits_nothing(Path("m.toml"), [], []) == "nothing selected: no cell of m.toml fits it"

@@ -22,9 +22,15 @@ T = TypeVar("T")
 
 def matrix(text: str) -> Path:
     """A matrix file, or the name of one of compat's own."""
-    from compat.builtin import matrix_path
+    from compat.axes import nearest
+    from compat.builtin import OWN, matrix_path
 
-    return matrix_path(text)
+    path = matrix_path(text)
+    if not path.exists() and path.name == text and not path.suffix:
+        hint = nearest(text, OWN)
+        raise ArgumentTypeError(f"there is no file {text!r}, nor a matrix of compat's own of that name"
+                                + (f"; nearest: {hint!r}" if hint else ""))  # fmt: skip
+    return path
 
 
 def checks(text: str) -> tuple[str, ...]:

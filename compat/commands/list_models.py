@@ -14,7 +14,7 @@ def list_models(arguments: argparse.Namespace) -> int:
     from compat.axes import nearest
     from compat.families import Family, plain
     from compat.matrix import read_matrix
-    from compat.plan import select
+    from compat.plan import fits_nothing, select
     from compat.render.families import FORMATS, render_families
     from compat.session import SessionError
     from compat.store import read_run
@@ -29,7 +29,7 @@ def list_models(arguments: argparse.Namespace) -> int:
     matrix = read_matrix(arguments.matrix, kind)
     names = list(dict.fromkeys(c.model for c in select(matrix.cells, arguments.cells, ())))
     if not names:
-        raise SessionError(f"nothing selected: no cell of {arguments.matrix} fits {' '.join(arguments.cells)}")
+        raise SessionError(fits_nothing(arguments.matrix, matrix.cells, arguments.cells))
     rows = {name: matrix.models[name].row for name in names}
     try:
         found = declarations.ask(rows, environments.interpreter(arguments.stack, arguments.cache))

@@ -42,7 +42,7 @@ def list_matrix(arguments: argparse.Namespace) -> int:
     """What would run, and why the rest would not."""
     from compat import availability, device
     from compat.matrix import read_matrix
-    from compat.plan import select
+    from compat.plan import fits_nothing, select
     from compat.session import SessionError
 
     detected = device.detect()
@@ -50,7 +50,7 @@ def list_matrix(arguments: argparse.Namespace) -> int:
     matrix = read_matrix(arguments.matrix, kind)
     cells = select(matrix.cells, arguments.cells, arguments.checks)
     if not cells:
-        raise SessionError(f"nothing selected: no cell of {arguments.matrix} fits {' '.join(arguments.cells)}")
+        raise SessionError(fits_nothing(arguments.matrix, matrix.cells, arguments.cells))
     runs = [c for c in cells if not c.excluded]
     if arguments.ids:
         print("\n".join(c.id for c in runs))

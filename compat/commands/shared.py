@@ -9,6 +9,7 @@ from collections.abc import Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from compat.builtin import OWN
 from compat.commands import arguments
 from compat.exit_codes import USAGE
 
@@ -28,7 +29,7 @@ class Parser(argparse.ArgumentParser):
 
 def selection(parser: argparse.ArgumentParser, default: str = "", only_with: str = "") -> None:
     """The matrix, and which of its cells. `default`: the one that need not be named, `only_with` this flag."""
-    known = "a matrix file, `default`, `speed` or `families`"
+    known = f"a matrix file, or one of {', '.join(OWN)}"
     if default:
         known += f" (default{' with ' + only_with if only_with else ''}: {default})"
     count = {"nargs": "?", "default": None if only_with else default} if default else {}

@@ -25,7 +25,7 @@ from compat.compare.diff import diff_runs
 from compat.execute.across import NAMES, Both, TwoStacks
 from compat.execute.worker_process import default_memory_limit
 from compat.matrix import CellSpec, Matrix, read_matrix
-from compat.plan import Plan, make_plan, select
+from compat.plan import Plan, fits_nothing, make_plan, select
 from compat.records import FileIdentity, Record, Run
 from compat.stored import write_reports
 from compat.upgrade.checks import of_diff
@@ -112,8 +112,7 @@ def conduct(options: UpgradeOptions, say: Say = lambda text: None) -> tuple[Upgr
     cells = select(matrix.cells, options.patterns)
     plan = make_plan(cells)
     if not plan.cells:
-        what = " ".join(options.patterns) or "it"
-        raise session.SessionError(f"nothing selected: no cell of {options.matrix} fits {what}")
+        raise session.SessionError(fits_nothing(options.matrix, matrix.cells, options.patterns))
     seconds: dict[str, float] = {}
     with _stage(seconds, "environments"):
         pythons = (_python(found[0], options, say), _python(found[1], options, say))
