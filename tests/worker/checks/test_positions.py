@@ -81,3 +81,12 @@ def test_the_end_of_a_table_is_behind_its_padding_row() -> None:
 def test_the_trained_length_is_what_the_configuration_says(named: dict[str, int], length: int | None) -> None:
     config = type("Config", (), named)()
     assert trained_length(config) == length
+
+
+def test_a_table_that_grew_is_put_back(probe_cache: Path) -> None:
+    own = group("m2m_100", "fp32", probe_cache)
+    model = own.loaded(attention("eager")).model
+    before = {name: buffer.shape for name, buffer in model.named_buffers()}
+    seen = figures(positions.run(own, attention("eager")))
+    assert seen["refused_beyond"] == 0
+    assert {name: buffer.shape for name, buffer in model.named_buffers()} == before
