@@ -16,6 +16,13 @@ LEAST_ROUNDS = 3
 TIGHT = 0.01
 """Relative width of the interval at which more samples are not worth their time."""
 
+WIDE = 0.4
+"""Relative width of an interval that states next to nothing (criteria/speed.toml refuses 0.5)."""
+
+PATIENCE = 4.0
+"""How many times its budget a comparison may take while its interval is that wide: a few interrupted samples of a busy
+machine need more beside them."""
+
 ORDER = {1: (0, 0), 2: (0, 1, 1, 0)}
 """Number of sides -> the sides of one round: A B B A, so that drift cancels."""
 
@@ -23,16 +30,20 @@ ORDER = {1: (0, 0), 2: (0, 1, 1, 0)}
 def alternate(
     sample: Callable[[int], float], sides: int, budget_seconds: float, most_rounds: int
 ) -> tuple[tuple[list[float], ...], str]:
-    """Take samples of `sides` sides in rounds; the seconds of each, and why it stopped: `tight`, `budget`, `rounds`."""
+    """Take samples of `sides` sides in rounds; the seconds of each, and why it stopped: `tight`, `budget`, `rounds`.
+
+    The budget ends it, unless the interval is WIDE; then PATIENCE budgets do. Width alone decides, never the effect.
+    """
     seconds: tuple[list[float], ...] = tuple([] for _ in range(sides))
     started = time.perf_counter()
     for done in range(1, most_rounds + 1):
         for side in ORDER[sides]:
             seconds[side].append(sample(side))
         if done >= LEAST_ROUNDS:
-            if _width(seconds) <= TIGHT:
+            width, spent = _width(seconds), time.perf_counter() - started
+            if width <= TIGHT:
                 return seconds, "tight"
-            if time.perf_counter() - started >= budget_seconds:
+            if spent >= budget_seconds * (1.0 if width <= WIDE else PATIENCE):
                 return seconds, "budget"
     return seconds, "rounds"
 
