@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -44,6 +44,9 @@ WITHHELD: frozenset[Outcome] = frozenset({Outcome.UNSUPPORTED, Outcome.UNAVAILAB
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
     """Base of every stored struct: immutable, keyword-only, unknown keys of newer writers ignored."""
+
+
+R = TypeVar("R", bound=Record)
 
 
 class Measurement(Record, frozen=True):
@@ -239,21 +242,34 @@ def summarize(cells: Iterable[Cell], seconds: float) -> Summary:
     return Summary(outcomes=dict(outcomes), checks={k: dict(v) for k, v in checks.items()}, seconds=seconds)
 
 
-def encode_run(run: Run) -> bytes:
-    """`run` as the bytes of run.json (UTF-8, one cell a line so that diffs of stored runs can be read)."""
-    parts = {name: msgspec.json.encode(getattr(run, name), order="deterministic") for name in run.__struct_fields__}
-    if run.cells:
-        rows = b",\n".join(msgspec.json.encode(c, order="deterministic") for c in run.cells)
-        parts["cells"] = b"[\n" + rows + b"\n]"
+def encode_record(record: Record, listed: str) -> bytes:
+    """`record` as JSON (UTF-8), the items of its field `listed` one a line, so that stored files can be diffed."""
+    parts = {
+        name: msgspec.json.encode(getattr(record, name), order="deterministic") for name in record.__struct_fields__
+    }
+    if items := getattr(record, listed):
+        rows = b",\n".join(msgspec.json.encode(item, order="deterministic") for item in items)
+        parts[listed] = b"[\n" + rows + b"\n]"
     return b"{" + b",".join(b'"%b":%b' % (name.encode(), text) for name, text in parts.items()) + b"}\n"
+
+
+def decode_record(data: bytes, kind: type[R], schema: str, what: str) -> R:
+    """The record of `kind` in `data`. Raises `ValueError` naming the key when it is not a stored `what` of `schema`."""
+    try:
+        record = msgspec.json.decode(data, type=kind)
+    except msgspec.DecodeError as error:
+        raise ValueError(f"not a stored {what}: {error}") from error
+    found: str = getattr(record, "schema", "")
+    if found != schema:
+        raise ValueError(f"schema: {found!r} is not one this version reads ({schema})")
+    return record
+
+
+def encode_run(run: Run) -> bytes:
+    """`run` as the bytes of run.json."""
+    return encode_record(run, "cells")
 
 
 def decode_run(data: bytes) -> Run:
     """The run stored in `data`. Raises `ValueError` naming the key when it is not a run of a schema we read."""
-    try:
-        run = msgspec.json.decode(data, type=Run)
-    except msgspec.DecodeError as error:
-        raise ValueError(f"not a stored run: {error}") from error
-    if run.schema != SCHEMA:
-        raise ValueError(f"schema: {run.schema!r} is not one this version reads ({SCHEMA})")
-    return run
+    return decode_record(data, Run, SCHEMA, "run")

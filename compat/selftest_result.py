@@ -13,10 +13,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
-from compat.records import Environment, Outcome, Record, StackIdentity
-from compat.store import StoreError, write_whole
+from compat.records import Environment, Outcome, Record, StackIdentity, encode_record
+from compat.store import StoreError, read_record, write_whole
 
 SCHEMA = "compat-selftest/1"
 FILE = "selftest.json"
@@ -180,24 +178,12 @@ def by_class(trials: Iterable[Trial]) -> dict[str, list[Trial]]:
 
 def encode(result: SelfTestResult) -> bytes:
     """`result` as the bytes of selftest.json: UTF-8, one trial a line."""
-    parts = {n: msgspec.json.encode(getattr(result, n), order="deterministic") for n in result.__struct_fields__}
-    rows = b",\n".join(msgspec.json.encode(t, order="deterministic") for t in result.trials)
-    parts["trials"] = b"[\n" + rows + b"\n]" if rows else b"[]"
-    return b"{" + b",".join(b'"%b":%b' % (name.encode(), text) for name, text in parts.items()) + b"}\n"
+    return encode_record(result, "trials")
 
 
 def read(where: Path) -> SelfTestResult:
     """The self-test stored in a folder or file. Raises StoreError naming it."""
-    path = where / FILE if where.is_dir() else where
-    try:
-        result = msgspec.json.decode(path.read_bytes(), type=SelfTestResult)
-    except OSError as error:
-        raise StoreError(f"{path}: {error.strerror}") from error
-    except msgspec.DecodeError as error:
-        raise StoreError(f"{path}: not a stored self-test: {error}") from error
-    if result.schema != SCHEMA:
-        raise StoreError(f"{path}: schema: {result.schema!r} is not one this version reads ({SCHEMA})")
-    return result
+    return read_record(where / FILE if where.is_dir() else where, SelfTestResult, SCHEMA, "self-test")
 
 
 def write(result: SelfTestResult, folder: Path, page: str) -> list[str]:

@@ -13,7 +13,7 @@ import lzma
 import os
 import threading
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,13 @@ from compat.records import (
     Check,
     Environment,
     Outcome,
+    R,
     Record,
     Run,
     RunInfo,
     StackIdentity,
     cell_outcome,
+    decode_record,
     decode_run,
     encode_run,
     summarize,
@@ -244,13 +246,9 @@ def read_stored(where: Path) -> tuple[Run, bytes]:
             run = msgspec.structs.replace(run, run=msgspec.structs.replace(run.run, complete=False))
             return run, encode_run(run)
         path = found
-    try:
-        data = uncompressed(path.read_bytes())
+    with _naming(path):
+        data = _uncompressed(path.read_bytes())
         return decode_run(data), data
-    except (gzip.BadGzipFile, lzma.LZMAError, zlib.error, EOFError, ValueError) as error:
-        raise StoreError(f"{path}: {error}") from error
-    except OSError as error:
-        raise StoreError(f"{path}: {error.strerror}") from error
 
 
 RUN_FOLDERS = ("compat-runs", "reports")
@@ -277,7 +275,24 @@ def find_run(named: str, below: Path = Path()) -> Path:
     )
 
 
-def uncompressed(data: bytes) -> bytes:
+def read_record(path: Path, kind: type[R], schema: str, what: str) -> R:
+    """The record of `kind` that the file at `path` holds, compressed or not. Raises StoreError naming the file."""
+    with _naming(path):
+        return decode_record(_uncompressed(path.read_bytes()), kind, schema, what)
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """What reading or decoding a stored file raises, as a StoreError that names it."""
+    try:
+        yield
+    except (gzip.BadGzipFile, lzma.LZMAError, zlib.error, EOFError, ValueError) as error:
+        raise StoreError(f"{path}: {error}") from error
+    except OSError as error:
+        raise StoreError(f"{path}: {error.strerror}") from error
+
+
+def _uncompressed(data: bytes) -> bytes:
     """The bytes that were compressed by gzip or xz; others as they are. Raises OSError, EOFError, lzma.LZMAError."""
     if data.startswith(b"\x1f\x8b"):
         return gzip.decompress(data)

@@ -6,12 +6,12 @@ Nothing heavy is imported before a command needs it.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
 from compat.commands import arguments as read
+from compat.commands import shared
 from compat.exit_codes import FINDINGS, NOTHING, OK, USAGE
 
 DEFAULT_GATES = ("regressed",)
@@ -66,9 +66,9 @@ def diff(arguments: argparse.Namespace) -> int:
         base, head = rejudged(base), rejudged(head)
     found = diff_runs(base, head, arguments.least_effect)
     counts = findings(found, arguments.fail_on)
-    width, color = screen() if arguments.out is None else (80, False)
+    width, color = shared.screen() if arguments.out is None else (80, False)
     text = render_diff(found, arguments.format, found=counts, width=width, color=color)
-    if not put(text, arguments.out):
+    if not shared.put(text, arguments.out):
         return USAGE
     if not found.compared:
         print("compat: nothing comparable: no check was asked in both runs", file=sys.stderr)
@@ -110,28 +110,3 @@ def merge(arguments: argparse.Namespace) -> int:
     whole = "" if run.run.complete else "; PARTIAL: parts are missing or did not finish"
     print(f"Stored: {out} ({', '.join(files)}): {len(run.cells)} cells of {len(runs)} runs{whole}")
     return OK
-
-
-def put(text: str, out: Path | None) -> bool:
-    """Print `text`, or write it to a file; False (and a message) where the file takes none."""
-    from compat.store import write_whole
-
-    if out is None:
-        print(text, end="")
-        return True
-    try:
-        write_whole(out, text.encode("utf-8"))
-    except OSError as error:
-        print(f"compat: {out}: {error.strerror}", file=sys.stderr)
-        return False
-    return True
-
-
-def screen() -> tuple[int, bool]:
-    """Columns of the terminal (80 where there is none), and whether it shows colour."""
-    import shutil
-
-    if not sys.stdout.isatty():
-        return 80, False
-    width = shutil.get_terminal_size((80, 24)).columns
-    return max(80, min(width, 120)), "NO_COLOR" not in os.environ

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from compat.commands import arguments as read
 from compat.commands import shared
-from compat.commands.diff import screen
 from compat.exit_codes import FINDINGS, INTERNAL, OK, USAGE
 
 if TYPE_CHECKING:
@@ -62,7 +61,7 @@ def gate(
 
     book = read_expectations(path).on(run.run.device, run.environment.packages) if path else None
     found = account(run, book, [Outcome(o) for o in fail_on] or FAILING)
-    width, color = screen()
+    width, color = shared.screen()
     whole = run.run.complete and not {"selected", "shard"} & set(run.run.settings)
     words = shlex.join(["compat", "baseline", "update", str(where), *(["--out", str(path)] if path else [])])
     print(render_account(run, found, book, update=words, width=width, color=color, whole=whole), end="")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compat.commands import arguments as read
+from compat.commands import shared
 from compat.exit_codes import FINDINGS, NOTHING, OK, USAGE
 
 if TYPE_CHECKING:
@@ -127,19 +127,14 @@ def _scripts(run: Run, cell: Cell, wanted: Check | None) -> list[tuple[Check, st
 
 
 def _rendered(arguments: argparse.Namespace, told: Story, shown: Sequence[Check]) -> str:
-    import shutil
-
     from compat.render.story import story_markdown, story_terminal
 
     scripts = [(c.name, _place(arguments, told.cell.id, c, first=c is shown[0])) for c in shown]
     name = arguments.check or ""
     if arguments.format == "markdown":
         return story_markdown(told, name, scripts)
-    screen = sys.stdout.isatty() and arguments.out is None
-    width = shutil.get_terminal_size((100, 24)).columns if screen else 100
-    return story_terminal(
-        told, name, scripts, width=max(60, min(width, 120)), color=screen and "NO_COLOR" not in os.environ
-    )
+    width, color = shared.screen(piped=100, least=60) if arguments.out is None else (100, False)
+    return story_terminal(told, name, scripts, width=width, color=color)
 
 
 def _place(arguments: argparse.Namespace, cell: str, subject: Check, first: bool) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -85,13 +84,10 @@ def run_selftest(arguments: argparse.Namespace) -> int:
 
 
 def _print_selftest(result: Any) -> int:
-    import shutil
-
     from compat.render.selftest import render_terminal
 
-    color = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-    width = shutil.get_terminal_size((80, 24)).columns if sys.stdout.isatty() else 100
-    print(render_terminal(result, width=max(80, min(width, 120)), color=color), end="")
+    width, color = shared.screen(piped=100)
+    print(render_terminal(result, width=width, color=color), end="")
     return OK
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import sys
-from collections.abc import Set
+from collections.abc import Callable, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -86,15 +87,43 @@ def as_interrupt(*_: Any) -> None:
     raise KeyboardInterrupt
 
 
-def print_report(run: Any) -> None:
-    """A stored run as its terminal report."""
+def screen(piped: int = 80, least: int = 80) -> tuple[int, bool]:
+    """Columns of the terminal, from `least` to 120 (`piped` where there is none), and whether it shows colour."""
     import shutil
 
+    if not sys.stdout.isatty():
+        return piped, False
+    return max(least, min(shutil.get_terminal_size((80, 24)).columns, 120)), "NO_COLOR" not in os.environ
+
+
+def put(text: str, out: Path | None) -> bool:
+    """Print `text`, or write it to a file; False (and a message) where the file takes none."""
+    from compat.store import write_whole
+
+    if out is None:
+        print(text, end="")
+        return True
+    try:
+        write_whole(out, text.encode("utf-8"))
+    except OSError as error:
+        print(f"compat: {out}: {error.strerror}", file=sys.stderr)
+        return False
+    return True
+
+
+def progress(quiet: bool) -> Callable[[str], None]:
+    """What says how far a command is: a line on stderr, or nothing."""
+    if quiet:
+        return lambda text: None
+    return functools.partial(print, file=sys.stderr, flush=True)
+
+
+def print_report(run: Any) -> None:
+    """A stored run as its terminal report."""
     from compat.render import render
 
-    color = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-    width = shutil.get_terminal_size((80, 24)).columns if sys.stdout.isatty() else 80
-    print(render(run, "terminal", width=max(80, min(width, 120)), color=color))
+    width, color = screen()
+    print(render(run, "terminal", width=width, color=color))
 
 
 def tell_step(run: Run, path: Path | None, expected: Set[tuple[str, str]] = frozenset()) -> None:

@@ -40,7 +40,7 @@ def create(arguments: argparse.Namespace) -> int:
     if stack.current:
         print(f"{stack.name} is what is installed in {sys.prefix}: there is nothing to create")
         return OK
-    folder = environments.create(stack, arguments.cache, (lambda text: None) if arguments.quiet else _say)
+    folder = environments.create(stack, arguments.cache, shared.progress(arguments.quiet))
     made = environments.receipt(folder)
     assert made is not None
     print(f"{stack.name}: {folder} ({_megabytes(made.bytes)}, made in {made.seconds:.0f} s)")
@@ -83,10 +83,6 @@ def check(arguments: argparse.Namespace) -> int:
     wrong = sum(bool(f.problem) for f in findings)
     print(f"{stack.name}: {len(findings)} looked at, {wrong} wrong" if wrong else f"{stack.name} is as its file says")
     return FINDINGS if wrong else OK
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def _size(folder: Path) -> str:

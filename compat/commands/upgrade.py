@@ -6,7 +6,6 @@ Nothing heavy is imported before a command needs it.
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import sys
 from pathlib import Path
@@ -93,7 +92,7 @@ def upgrade(arguments: argparse.Namespace) -> int:
     )
     signal.signal(signal.SIGTERM, shared.as_interrupt)
     try:
-        found, folder = conduct(options, _quiet if arguments.quiet else _say)
+        found, folder = conduct(options, shared.progress(arguments.quiet))
     except Stopped as stopped:
         print(f"Interrupted. Continue: {again(options, stopped.folder)}", file=sys.stderr)
         return INTERRUPTED
@@ -127,7 +126,7 @@ def bisect(arguments: argparse.Namespace) -> int:
         argv=tuple(sys.argv),
     )
     signal.signal(signal.SIGTERM, shared.as_interrupt)
-    found, folder = conduct(options, _quiet if arguments.quiet else _say)
+    found, folder = conduct(options, shared.progress(arguments.quiet))
     print("\n".join(lines(found)))
     try:
         write_whole(folder / FILE, encode(found))
@@ -155,18 +154,7 @@ def _code(found: Any, failed: Any) -> int:
 
 
 def _print(found: Any, fail_on: tuple[str, ...]) -> None:
-    import shutil
-
     from compat.render.upgrade import render_terminal
 
-    color = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-    width = shutil.get_terminal_size((80, 24)).columns if sys.stdout.isatty() else 100
-    print(render_terminal(found, width=max(80, min(width, 120)), color=color, fail_on=fail_on), end="")
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def _quiet(text: str) -> None:
-    """Nothing: what is found is printed all the same."""
+    width, color = shared.screen(piped=100)
+    print(render_terminal(found, width=width, color=color, fail_on=fail_on), end="")

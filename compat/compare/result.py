@@ -10,9 +10,7 @@ import enum
 from collections import Counter
 from collections.abc import Iterable
 
-import msgspec
-
-from compat.records import Outcome, Record
+from compat.records import Outcome, Record, decode_record, encode_record
 
 SCHEMA = "compat-diff/1"
 
@@ -198,20 +196,9 @@ def groups(changes: Iterable[tuple[CellChange, CheckChange]]) -> tuple[Group, ..
 
 def encode_diff(diff: Diff) -> bytes:
     """`diff` as JSON (UTF-8, one cell a line)."""
-    parts = {name: msgspec.json.encode(getattr(diff, name), order="deterministic") for name in diff.__struct_fields__}
-    if diff.cells:
-        parts["cells"] = (
-            b"[\n" + b",\n".join(msgspec.json.encode(c, order="deterministic") for c in diff.cells) + b"\n]"
-        )
-    return b"{" + b",".join(b'"%b":%b' % (name.encode(), text) for name, text in parts.items()) + b"}\n"
+    return encode_record(diff, "cells")
 
 
 def decode_diff(data: bytes) -> Diff:
     """The diff stored in `data`. Raises `ValueError` naming the key when it is none of a schema we read."""
-    try:
-        diff = msgspec.json.decode(data, type=Diff)
-    except msgspec.DecodeError as error:
-        raise ValueError(f"not a stored diff: {error}") from error
-    if diff.schema != SCHEMA:
-        raise ValueError(f"schema: {diff.schema!r} is not one this version reads ({SCHEMA})")
-    return diff
+    return decode_record(data, Diff, SCHEMA, "diff")

@@ -7,15 +7,12 @@ the stack that is left, `after` the one that is gone to.
 from __future__ import annotations
 
 import enum
-import lzma
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
-from compat.records import FileIdentity, Measurement, Record, StackIdentity
-from compat.store import StoreError, uncompressed, write_whole
+from compat.records import FileIdentity, Measurement, Record, StackIdentity, encode_record
+from compat.store import read_record, write_whole
 
 SCHEMA = "compat-upgrade/1"
 FILE = "upgrade.json"
@@ -190,11 +187,7 @@ def failing(upgrade: Upgrade, fail_on: Iterable[str]) -> tuple[Finding, ...]:
 
 def encode(upgrade: Upgrade) -> bytes:
     """`upgrade` as the bytes of upgrade.json: UTF-8, one cell a line."""
-    parts = {n: msgspec.json.encode(getattr(upgrade, n), order="deterministic") for n in upgrade.__struct_fields__}
-    if upgrade.across:
-        rows = b",\n".join(msgspec.json.encode(c, order="deterministic") for c in upgrade.across)
-        parts["across"] = b"[\n" + rows + b"\n]"
-    return b"{" + b",".join(b'"%b":%b' % (name.encode(), text) for name, text in parts.items()) + b"}\n"
+    return encode_record(upgrade, "across")
 
 
 def read(where: Path) -> Upgrade:
@@ -202,15 +195,7 @@ def read(where: Path) -> Upgrade:
     path = where
     if where.is_dir():
         path = next((p for name in (FILE, f"{FILE}.xz") if (p := where / name).exists()), where / FILE)
-    try:
-        upgrade = msgspec.json.decode(uncompressed(path.read_bytes()), type=Upgrade)
-    except OSError as error:
-        raise StoreError(f"{path}: {error.strerror}") from error
-    except (msgspec.DecodeError, ValueError, EOFError, lzma.LZMAError) as error:
-        raise StoreError(f"{path}: not a stored upgrade: {error}") from error
-    if upgrade.schema != SCHEMA:
-        raise StoreError(f"{path}: schema: {upgrade.schema!r} is not one this version reads ({SCHEMA})")
-    return upgrade
+    return read_record(path, Upgrade, SCHEMA, "upgrade")
 
 
 def write(upgrade: Upgrade, folder: Path, page: str) -> list[str]:

@@ -8,6 +8,7 @@ checkpoints read English text.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,12 @@ def unpadded(rows: Rows, device: torch.device, dtype: torch.dtype) -> dict[str, 
     if rows.decoder:
         arguments["decoder_input_ids"] = torch.tensor(rows.decoder, device=device)
     return arguments
+
+
+def padding_sides(row: Mapping[str, Any], task: str) -> list[str]:
+    """The sides on which rows are padded: those that a model row names, or both for a causal language model, and the
+    right for others, as their tokenizers do."""
+    return row.get("padding_sides") or (["left", "right"] if task == "causal-lm" else ["right"])
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from compat.worker import stack_api
 from compat.worker.cases import Case, only
 from compat.worker.checks import agreement
 from compat.worker.group import Group
-from compat.worker.inputs import CLASSIFYING, Rows
+from compat.worker.inputs import CLASSIFYING, Rows, padding_sides
 
 LOADING = ("load", "fetch", "convert", "build", "tokenizer", "quantized state")
 """Phases before a model is there."""
@@ -96,7 +96,7 @@ PADDED_LENGTHS = (49, 46, 40, 34)
 
 def _padding(group: Group) -> list[Case]:
     rows = group.source.rows(500 + 1000 * group.spec.seed, list(PADDED_LENGTHS))
-    sides = group.row.get("padding_sides") or (["left", "right"] if group.task == "causal-lm" else ["right"])
+    sides = padding_sides(group.row, group.task)
     layout = {"length": max(PADDED_LENGTHS), "pad": group.source.pad}
     found = [_plain("padded", rows, side=side, **layout) for side in sides]
     for i in range(1, len(rows.tokens)):  # a padded row alone: what a batch of one leaves out

@@ -8,6 +8,7 @@ yardstick, and the reference's own answer on one fixed input; the others report 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -138,6 +139,11 @@ def record(report: Report, figures: list[Agreement], own_yardstick: bool, prefix
     kl = [None if f.kl is None else f.kl - 4 * f.kl_yardstick for f in figures]
     if any(v is not None for v in kl):
         report.measure(f"{prefix}kl_excess", kl, unit="nats")
+
+
+def by_path(figures: Mapping[str, Agreement]) -> dict[str, float | None]:
+    """Path -> ratio by token, as it stands in the facts."""
+    return {name: None if f.ratio_token is None else round(f.ratio_token, 3) for name, f in figures.items()}
 
 
 def _flat(outputs: list[torch.Tensor]) -> torch.Tensor:

@@ -17,6 +17,7 @@ import torch
 import transformers
 
 from compat.worker import pipeline_calls, pipelines, stack_api
+from compat.worker.checks.agreement import by_path
 from compat.worker.group import Group
 from compat.worker.inputs import CLASSIFYING, FIRST_TOKEN, english_text
 from compat.worker.report import Report
@@ -291,9 +292,7 @@ def _report(trials: Trials, report: Report) -> None:
     if errors:
         report.measure("beam_score_error", errors, unit="of the score")
     report.facts["trials"] = {name: r.note() for name, r in trials.replays.items()}
-    report.facts["ratio_token_by_path"] = {
-        name: None if f.ratio_token is None else round(f.ratio_token, 3) for name, f in trials.figures.items()
-    }
+    report.facts["ratio_token_by_path"] = by_path(trials.figures)
     filled = {i for r in replays for i in getattr(r, "filled", ())} - {trials.pad}
     if filled:
         report.facts["filled_behind_beams"] = f"ids {sorted(filled)} in place of the pad token's {trials.pad}"

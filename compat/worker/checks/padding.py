@@ -20,17 +20,14 @@ from typing import Any
 import torch
 
 from compat.worker import stack_api
-from compat.worker.checks.agreement import record
+from compat.worker.checks.agreement import by_path, record
 from compat.worker.group import Group, Loaded
-from compat.worker.inputs import Padded, Rows, padded
+from compat.worker.inputs import Padded, Rows, padded, padding_sides
 from compat.worker.metrics import Agreement, Yardstick
 from compat.worker.report import Report
 
 LENGTHS = (49, 46, 40, 34)
 """Pads of 0, 3, 9 and 15: the longest row fills the batch, every row is longer than the probes' windows."""
-
-SIDES = {"causal-lm": ("left", "right")}
-"""Sides by task; the others pad on the right only, as their tokenizers do, unless a model row says otherwise."""
 
 SEARCHED = 40
 """Batches of drawn shapes at depth deep; one at standard."""
@@ -50,32 +47,30 @@ def run(group: Group, attention: dict[str, Any]) -> Report:
     loaded = group.loaded(attention)
     rows = group.source.rows(500 + 1000 * group.spec.seed, list(LENGTHS))
     yardstick = group.yardstick(rows)
-    sides: list[str] = group.row.get("padding_sides") or list(SIDES.get(group.task, ("right",)))
+    sides = padding_sides(group.row, group.task)
     figures: dict[str, Agreement] = {}
     for side in sides:
         batch = _batch(group, loaded, rows, side)
-        o = _valid(loaded, batch)
+        o = valid_outputs(loaded, batch)
         figures[side] = yardstick.compare(o)
         if side == sides[0]:
-            other = _valid(loaded, _batch(group, loaded, rows, side, pad=_other_pad(group)))
+            other = valid_outputs(loaded, _batch(group, loaded, rows, side, pad=_other_pad(group)))
             report.measure("pad_content_changes", int((other != o).sum()), unit="elements")
-            more = _valid(loaded, _batch(group, loaded, rows, side, all_pad_row=True))
+            more = valid_outputs(loaded, _batch(group, loaded, rows, side, all_pad_row=True))
             report.measure("neighbour_changes", int((more != o).sum()), unit="elements")
             # equal bits give equal figures: compare again only what has changed
             apart = [figures[side] if torch.equal(x, o) else yardstick.compare(x) for x in (other, more)]
             report.measure("neighbour_ratio_token", [f.ratio_token for f in apart])
             if group.spec.at_least("standard"):
                 as_bool = batch.arguments | {"attention_mask": batch.arguments["attention_mask"].bool()}
-                changed = _valid(loaded, Padded(as_bool, batch.valid)) != o
+                changed = valid_outputs(loaded, Padded(as_bool, batch.valid)) != o
                 report.measure("mask_dtype_changes", int(changed.sum()), unit="elements")
     figures |= dict(_more_paths(group, loaded, rows, sides, report))
     found = list(figures.values())
     record(report, found, own_yardstick=False)
     report.measure("compared_elements", [f.elements for f in found], unit="elements", better="higher", method="sum")
     report.facts["sides"] = list(sides)
-    report.facts["ratio_token_by_path"] = {
-        name: None if f.ratio_token is None else round(f.ratio_token, 3) for name, f in figures.items()
-    }
+    report.facts["ratio_token_by_path"] = by_path(figures)
     return report
 
 
@@ -85,14 +80,17 @@ def _more_paths(
     """(path, figures) of everything beside the padded batch."""
     alone = _part(rows, (len(rows.tokens) - 1,))
     single = padded(alone, sides[0], loaded.model, group.device, group.source.pad, width=LENGTHS[0])
-    yield "one row", group.yardstick(alone).compare(_valid(loaded, single))
+    yield "one row", group.yardstick(alone).compare(valid_outputs(loaded, single))
     if not group.spec.at_least("standard"):
         return
     features = set(group.row.get("features", ()))
     batch = _batch(group, loaded, rows, "left") if "left" in sides else None
     if batch is not None and features & DISTANCES_ONLY and "position_ids" in batch.arguments:
         without = {k: v for k, v in batch.arguments.items() if k != "position_ids"}
-        yield "left, no position ids", group.yardstick(rows).compare(_valid(loaded, Padded(without, batch.valid)))
+        yield (
+            "left, no position ids",
+            group.yardstick(rows).compare(valid_outputs(loaded, Padded(without, batch.valid))),
+        )
     if rows.decoder:
         yield "decoder", _padded_decoders(group, loaded, rows, sides[0])
     if "mask-4d" in features and not stack_api.takes_own_mask(loaded.model):
@@ -147,7 +145,7 @@ def _padded_decoders(group: Group, loaded: Loaded, rows: Rows, side: str) -> Agr
     for i, length in enumerate(DECODER_LENGTHS):
         ids[i, length:], mask[i, length:] = _other_pad(group), 0
     arguments = batch.arguments | {"decoder_input_ids": ids, "decoder_attention_mask": mask}
-    o = _valid(loaded, Padded(arguments, tuple(slice(0, n) for n in DECODER_LENGTHS)))
+    o = valid_outputs(loaded, Padded(arguments, tuple(slice(0, n) for n in DECODER_LENGTHS)))
     return _prefixes(group, rows, tuple(range(len(rows.tokens))), DECODER_LENGTHS).compare(o)
 
 
@@ -187,7 +185,7 @@ def _judged(group: Group, loaded: Loaded, rows: Rows, shape: Shape) -> Agreement
     batch = padded(cut, shape.side, loaded.model, group.device, group.source.pad, width=width)
     causal = group.task == "causal-lm"
     yardstick = _prefixes(group, rows, shape.chosen, shape.lengths) if causal else group.yardstick(cut)
-    return yardstick.compare(_valid(loaded, batch))
+    return yardstick.compare(valid_outputs(loaded, batch))
 
 
 def _searched(group: Group, loaded: Loaded, rows: Rows, sides: list[str]) -> tuple[Agreement, dict[str, Any] | None]:
@@ -238,7 +236,7 @@ def _other_pad(group: Group) -> int:
     return group.source.vocab - 2
 
 
-def _valid(loaded: Loaded, batch: Padded) -> torch.Tensor:
+def valid_outputs(loaded: Loaded, batch: Padded) -> torch.Tensor:
     """Outputs at the valid positions of every real row, as one (tokens, features)."""
     output = loaded(**batch.arguments)
     return torch.cat([output[i, where] for i, where in enumerate(batch.valid)])

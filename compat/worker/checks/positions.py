@@ -16,10 +16,10 @@ from typing import Any
 import torch
 
 from compat.worker.calls import StackError, Unavailable
-from compat.worker.checks.agreement import record
-from compat.worker.checks.padding import SIDES
+from compat.worker.checks.agreement import by_path, record
+from compat.worker.checks.padding import valid_outputs
 from compat.worker.group import Group, Loaded
-from compat.worker.inputs import Rows, padded, unpadded
+from compat.worker.inputs import Rows, padded, padding_sides, unpadded
 from compat.worker.metrics import Agreement
 from compat.worker.report import Report
 
@@ -71,9 +71,7 @@ def run(group: Group, attention: dict[str, Any]) -> Report:
     found = list(figures.values())
     record(report, found, own_yardstick=False)
     report.measure("compared_elements", [f.elements for f in found], unit="elements", better="higher", method="sum")
-    report.facts["ratio_token_by_path"] = {
-        name: None if f.ratio_token is None else round(f.ratio_token, 3) for name, f in figures.items()
-    }
+    report.facts["ratio_token_by_path"] = by_path(figures)
     return report
 
 
@@ -116,20 +114,14 @@ def _ends(group: Group) -> bool:
 def _beyond(group: Group, loaded: Loaded, alone: Rows, seed: int, end: int) -> Iterator[tuple[str, Agreement]]:
     yield "beyond", _alone(group, loaded, alone)
     rows = group.source.rows(seed, [end + BEYOND, end - BEYOND])
-    sides: list[str] = group.row.get("padding_sides") or list(SIDES.get(group.task, ("right",)))
-    for side in sides:
-        yield f"beyond, padded on the {side}", _padded(group, loaded, rows, side)
+    for side in padding_sides(group.row, group.task):
+        batch = padded(rows, side, loaded.model, group.device, group.source.pad)
+        yield f"beyond, padded on the {side}", group.yardstick(rows).compare(valid_outputs(loaded, batch))
 
 
 def _alone(group: Group, loaded: Loaded, rows: Rows) -> Agreement:
     output = loaded(**unpadded(rows, group.device, group.dtype))
     return group.yardstick(rows).compare(torch.cat(list(output)))
-
-
-def _padded(group: Group, loaded: Loaded, rows: Rows, side: str) -> Agreement:
-    batch = padded(rows, side, loaded.model, group.device, group.source.pad)
-    output = loaded(**batch.arguments)
-    return group.yardstick(rows).compare(torch.cat([output[i, where] for i, where in enumerate(batch.valid)]))
 
 
 def _refused(group: Group, loaded: Loaded, rows: Rows, report: Report) -> bool:
