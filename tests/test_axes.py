@@ -64,6 +64,7 @@ def test_every_kind_that_a_backend_names_can_be_seen() -> None:
         ("flash_attn::_flash_attn_forward", "flash_attn"),
         ("flash_attn::_flash_attn_varlen_forward", "flash_attn"),
         ("flash_attn_3::fwd", "flash_attn 3"),
+        ("flash_attn.cute::_flash_attn_fwd", "flash_attn 4"),
         ("aten::mm", None),
         ("bitsandbytes::int8_linear_matmul", None),
     ],

@@ -48,6 +48,7 @@ KERNEL_KINDS: tuple[tuple[str, str], ...] = (
     ("aten::_native_multi_head_attention", "encoder layer"),
     ("flash_attn_3::", "flash_attn 3"),
     ("flash_attn::", "flash_attn"),
+    ("flash_attn.cute::", "flash_attn 4"),
     ("flex_attention", "flex"),
     ("FlexAttention", "flex"),
     ("Torch-Compiled Region", "flex"),
@@ -71,7 +72,7 @@ ATTENTION = Registry(
         Attention("sdpa-cudnn", "sdpa", frozenset({"sdpa cudnn"}), sdpa_kernel="CUDNN_ATTENTION"),
         Attention("flash_attention_2", "flash_attention_2", frozenset({"flash_attn"})),
         Attention("flash_attention_3", "flash_attention_3", frozenset({"flash_attn 3"})),
-        Attention("flash_attention_4", "flash_attention_4", frozenset({"flash_attn"})),
+        Attention("flash_attention_4", "flash_attention_4", frozenset({"flash_attn 4"})),
         Attention("flex_attention", "flex_attention", frozenset({"flex"})),
         Attention("sdpa-flash-legacy", "sdpa", frozenset({"sdpa flash"}), sdpa_kernel="legacy FLASH_ATTENTION"),
         Attention(

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import wraps
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -24,7 +26,10 @@ ENCODER_LAYER = frozenset({"aten::_transformer_encoder_layer_fwd", "aten::_nativ
 
 COMPILED_REGION = "Torch-Compiled Region"
 QUANTIZED_LIBRARIES = ("bitsandbytes", "torchao", "quanto")
-_LIBRARIES = (*QUANTIZED_LIBRARIES, "flash_attn", "flash_attn_3", "vllm_flash_attn3")
+CUTE = "flash_attn.cute"
+"""FlashAttention-4: its functions launch kernels that are no operators of torch."""
+
+_LIBRARIES = (*QUANTIZED_LIBRARIES, "flash_attn", "flash_attn_3", "vllm_flash_attn3", CUTE)
 
 
 class _Recorder(TorchDispatchMode):
@@ -65,8 +70,37 @@ def kernels_seen(implementation: str = "") -> Iterator[Counter[str]]:
         seen.update(_compiled_attention(event.name for event in profiler.events()))
         return
     recorder = _Recorder()
-    with recorder:
+    with recorder, launches(implementation, lambda name, args, result: recorder.seen.update([name])):
         yield recorder.seen
+
+
+@contextmanager
+def launches(implementation: str, note: Callable[[str, Any, Any], None]) -> Iterator[None]:
+    """Inside, `note` is called with (`flash_attn.cute::function`, positional arguments, result) after each function of
+    FlashAttention-4 that launches its kernels; with any other `implementation` nothing is watched."""
+    try:
+        interface = import_module(f"{CUTE}.interface") if implementation == "flash_attention_4" else None
+    except ImportError:
+        interface = None
+    names = ("_flash_attn_fwd", "_flash_attn_bwd")
+    own = {name: function for name in names if (function := getattr(interface, name, None))}
+
+    def watched(name: str) -> Any:
+        @wraps(own[name])  # it carries its cache of compiled kernels as an attribute
+        def call(*args: Any, **kwargs: Any) -> Any:
+            result = own[name](*args, **kwargs)
+            note(f"{CUTE}::{name}", args, result)
+            return result
+
+        return call
+
+    for name in own:
+        setattr(interface, name, watched(name))
+    try:
+        yield
+    finally:
+        for name, function in own.items():
+            setattr(interface, name, function)
 
 
 def _compiled_attention(names: Iterable[str]) -> Counter[str]:

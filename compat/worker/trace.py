@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 
 from compat.worker.affine import code_storage, is_affine
-from compat.worker.dispatch import QUANTIZED_LIBRARIES, is_kernel, kernels_seen
+from compat.worker.dispatch import QUANTIZED_LIBRARIES, is_kernel, kernels_seen, launches
 
 OUTSIDE = "(outside the model)"
 """Where an operator ran that no module's forward called: `generate`, a pipeline, a backward pass."""
@@ -136,6 +136,10 @@ class _Dispatch(TorchDispatchMode):
         if hasattr(func, "_schema"):
             self._note(_overload(func), args, result)
         return result
+
+    def launched(self, name: str, args: Any, result: Any) -> None:
+        """Note a kernel that is no operator of torch; what it wrote was allocated by operators, noted before."""
+        self._note(_Overload(name, name.partition("::")[2], view=False, in_place=True), args, result)
 
     def _note(self, overload: _Overload, args: Any, result: Any) -> None:
         tensors = list(_tensors(args))
@@ -285,7 +289,8 @@ def tracing(model: Any, implementation: str = "") -> Iterator[Trace]:
             trace.kernels.update(seen)
         else:
             names = frozenset(name for name, _ in model.named_parameters())
-            with _HostReads(trace), _Dispatch(trace, stack, weight_names(model), names):
+            dispatch = _Dispatch(trace, stack, weight_names(model), names)
+            with _HostReads(trace), dispatch, launches(implementation, dispatch.launched):
                 yield trace
     finally:
         for hook in hooks:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import sys
+from types import ModuleType
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -108,3 +111,30 @@ def test_a_call_that_raises_leaves_no_hook_and_no_module_behind() -> None:
     assert [c.where for c in trace.calls] == ["inner", ""]
     net(torch.ones(1, 8))
     assert len(trace.calls) == 2
+
+
+def test_kernels_that_are_no_operator_are_seen_where_they_are_launched(monkeypatch: pytest.MonkeyPatch) -> None:
+    interface = ModuleType("flash_attn.cute.interface")
+
+    def launching(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return sdpa(query, key, value), None
+
+    launching.compile_cache = {}  # type: ignore[attr-defined]
+    monkeypatch.setattr(interface, "_flash_attn_fwd", launching, raising=False)
+    for name in ("flash_attn", "flash_attn.cute"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.setitem(sys.modules, interface.__name__, interface)
+
+    class Attention(torch.nn.Module):
+        def forward(self, rows: torch.Tensor) -> torch.Tensor:
+            assert interface._flash_attn_fwd.compile_cache is launching.compile_cache  # type: ignore[attr-defined]
+            return interface._flash_attn_fwd(rows, rows, rows)[0]
+
+    model = torch.nn.Sequential(torch.nn.Linear(8, 8), Attention())
+    for asked, expected in (("flash_attention_4", ["1"]), ("flash_attention_2", [])):
+        with tracing(model, asked) as trace, torch.no_grad():
+            model(torch.randn(1, 2, 4, 8))
+        launched = [o for o in trace.operators if o.name == "flash_attn.cute::_flash_attn_fwd"]
+        assert [o.where for o in launched] == expected
+        assert all(o.kind == "attention" and o.dtypes == (torch.float32,) * 3 for o in launched)
+        assert interface._flash_attn_fwd is launching
