@@ -17,6 +17,15 @@ DEVICE_TYPES = ("cpu", "cuda")
 WEIGHTS_SHARE = 0.8
 """Most of a device's memory that weights may take: a cell beyond it is not loaded. What is left is for activations."""
 
+CPU_WORKERS = 2
+"""Most workers that a run on a CPU gets by itself: a probe keeps one core busy, and a worker holds about a gigabyte."""
+
+GPU_WORKERS = 12
+"""Most workers that a GPU gets by itself: a probe keeps a core busier than the device. Timed checks have it alone."""
+
+GPU_WORKER_BYTES = 4 << 30
+"""Memory of a GPU for each worker on it: its context, libraries and a probe in fp64."""
+
 
 @dataclass(frozen=True)
 class Detected:
@@ -78,6 +87,16 @@ def memory_bytes(kind: str) -> int | None:
     except (OSError, ValueError):
         return None
     return min(physical, container_limit() or physical)
+
+
+def default_workers(kind: str, devices: int, most: int = CPU_WORKERS) -> int:
+    """Worker processes where the user asks for no number: on a CPU one a core up to `most`; on `devices` GPUs three for
+    every four cores, as many as their memory has room for."""
+    cores = os.cpu_count() or 1
+    if kind == "cpu":
+        return min(cores, most)
+    room = (memory_bytes(kind) or 0) // GPU_WORKER_BYTES
+    return devices * max(1, min(GPU_WORKERS, cores * 3 // (4 * devices), room))
 
 
 def container_limit() -> int | None:

@@ -42,7 +42,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--compat-cells", action="append", default=[], metavar="PATTERN", help="ids with wildcards")
     group.addoption("--compat-out", type=Path, metavar="DIR", help="folder of the run (default: compat-runs/ID)")
     group.addoption(
-        "--compat-workers", type=int, metavar="N", help="worker processes (default: one a GPU, two on a CPU)"
+        "--compat-workers", type=int, metavar="N", help="worker processes (default: by cores and memory; two on a CPU)"
     )
     group.addoption("--compat-timeout", type=float, metavar="SECONDS", help="limit of every check")
     group.addoption("--compat-cache", type=Path, metavar="DIR", help="folder for checkpoints that compat makes")

@@ -9,7 +9,6 @@ touches, and no outcome changes in a cell that it spares.
 from __future__ import annotations
 
 import fnmatch
-import os
 import tempfile
 import threading
 import time
@@ -25,6 +24,7 @@ from compat import __version__, progress
 from compat.axes import axes_of, nearest
 from compat.builtin import matrix_path
 from compat.checks import CHECKS
+from compat.device import default_workers
 from compat.execute.local import NEEDS_FRESH_WORKER, check_request, group_spec
 from compat.execute.worker_process import Stopped, WorkerProcess
 from compat.faults import Fault, catalogue
@@ -45,6 +45,9 @@ NO_BASELINE = DIED | {Outcome.ERROR}
 LEFT_OUT = frozenset({"speed", *(kind.name for kind in CHECKS if kind.on_request)})
 """Checks that the self-test does not run: a clock says nothing about a fault, and costs most; what only those get who
 ask for it by name."""
+
+CPU_WORKERS = 4
+"""Most workers that a CPU gets by itself: nothing is timed."""
 
 AT_LEAST = {"quick": 80.0, "standard": 95.0, "deep": 95.0}
 """Percent of the faults that are to be killed at a depth. Source: the project's requirement."""
@@ -309,11 +312,6 @@ def _ordered(faults: Sequence[Fault]) -> list[Fault]:
     return sorted(faults, key=lambda f: -len(f.cells) - len(f.spared))
 
 
-def default_lanes(device: str) -> int:
-    """Workers that a self-test starts: one a GPU, up to four processors on a CPU."""
-    return 1 if device != "cpu" else max(1, min(4, os.cpu_count() or 1))
-
-
 def fitting(patterns: Sequence[str] = ()) -> list[Fault]:
     """The faults of the catalogue whose name fits a pattern (none: all). Raises SessionError for a pattern that fits
     none, naming the nearest."""
@@ -356,7 +354,7 @@ def conduct(
             depth,
             cache,
             Path(folder),
-            default_lanes(device) if lanes is None else lanes,
+            default_workers(device, 1, CPU_WORKERS) if lanes is None else lanes,
             seed,
             on_baseline=listener.baseline,
             on_trial=listener.trial,

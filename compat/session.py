@@ -36,13 +36,6 @@ from compat.stored import effective
 
 RUNS_FOLDER = Path("compat-runs")
 
-CPU_WORKERS = 2
-"""Most workers that a CPU gets by itself: a probe keeps one core busy, and a worker holds about a gigabyte."""
-
-GPU_WORKERS = 6
-"""Most workers that a GPU gets by itself, where the machine has two cores for each: a probe keeps a core busier than
-the device. Timed checks have it alone."""
-
 
 class SessionError(Exception):
     """A run that cannot be started as asked; the message says why and what to do."""
@@ -302,7 +295,9 @@ def prepare(options: Options) -> Session:
         against = _interpreter(against, options.cache)[1]
     plan = make_plan(cells)
     book = _expectations(matrix, options)
-    lanes = _lanes(kind, options.workers, detected.count if detected.type == kind else 1)
+    devices = detected.count if detected.type == kind else 1
+    workers = options.workers or device.default_workers(kind, devices)
+    lanes = ("cpu",) * workers if kind == "cpu" else tuple(f"cuda:{i % devices}" for i in range(workers))
     seed = matrix.settings.seed if options.seed is None else options.seed
     settings = run_start.run_settings(seed, options.depth or matrix.settings.depth, speed)
     if options.shard is not None:
@@ -384,11 +379,3 @@ def _speed(options: Options, matrix: Matrix, cells: Sequence[CellSpec]) -> tuple
         if error.key.startswith("--"):
             raise SessionError(f"{error} (matrix {matrix.path})") from error
         raise MatrixError(matrix.path, error.key, error.problem, error.hint) from error
-
-
-def _lanes(kind: str, workers: int | None, devices: int) -> tuple[str, ...]:
-    if kind == "cpu":
-        return ("cpu",) * (workers or min(os.cpu_count() or 1, CPU_WORKERS))
-    if workers is None:
-        workers = devices * max(1, min(GPU_WORKERS, (os.cpu_count() or 1) // (2 * devices)))
-    return tuple(f"cuda:{i % devices}" for i in range(workers))

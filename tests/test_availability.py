@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from compat import availability
 from compat.axes import DTYPES, QUANTIZATIONS
 from compat.builtin import matrices_folder
-from compat.device import WEIGHTS_SHARE, container_limit, memory_bytes, no_room
+from compat.device import GPU_WORKERS, WEIGHTS_SHARE, container_limit, default_workers, memory_bytes, no_room
 from compat.matrix import CellSpec, Model, read_matrix
 
 COUNTS = st.integers(1, 10**12)
@@ -86,3 +86,16 @@ def test_seconds_of_a_shape_grow_with_it_and_unmeasured_kinds_are_counted(monkey
     monkeypatch.setattr(availability, "_costs", lambda: {"cpu": {"probe": {"load": 10.0}}})
     assert availability.estimate_seconds(matrix, tuple(cells.values())) == 0
     assert availability.not_estimated(matrix, tuple(cells.values())) == 2
+
+
+@pytest.mark.parametrize(
+    ("cores", "gigabytes", "devices", "workers"),
+    [(16, 140, 1, 12), (64, 140, 1, GPU_WORKERS), (16, 24, 1, 6), (8, 140, 2, 6), (2, 2, 1, 1), (2, 140, 4, 4)],
+)
+def test_a_gpu_gets_as_many_workers_as_cores_and_memory_have_room_for(
+    monkeypatch: pytest.MonkeyPatch, cores: int, gigabytes: int, devices: int, workers: int
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    monkeypatch.setattr("compat.device.memory_bytes", lambda kind: gigabytes << 30)
+    assert default_workers("cuda", devices) == workers
+    assert default_workers("cpu", 1) == min(cores, 2)

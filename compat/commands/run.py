@@ -45,7 +45,10 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     shared.checks(parser)
     shared.conducting(parser)
     parser.add_argument(
-        "--workers", type=read.positive, metavar="N", help="worker processes (default: one a GPU, two on a CPU)"
+        "--workers",
+        type=read.positive,
+        metavar="N",
+        help="worker processes (default: by cores and memory; two on a CPU)",
     )
     parser.add_argument(
         "--depth", choices=("quick", "standard", "deep"), help="how much each check looks at (default: the matrix's)"

@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--workers",
         type=read.positive,
         metavar="N",
-        help="worker processes (default: one a processor, at most four)",
+        help="worker processes (default: by cores and memory; at most four on a CPU)",
     )
     parser.add_argument("--cache", type=Path, metavar="DIR", help="folder for checkpoints that compat makes")
     parser.add_argument("--seed", type=int, default=0, help="seed of inputs (default: 0)")
