@@ -48,6 +48,14 @@ def detect() -> Detected:
     return Detected("cuda", min(count, shown), f"{name} found through its driver")
 
 
+def visible_from(gpu: int) -> str:
+    """The value of CUDA_VISIBLE_DEVICES under which GPU number `gpu` of those that this process sees comes first, and
+    the others follow it in turn: libraries that say `cuda:0` without asking then mean the right one."""
+    named = [v.strip() for v in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if v.strip()]
+    order = named or [str(i) for i in range(max(_nvidia_gpus()[0], gpu + 1))]
+    return ",".join(order[gpu:] + order[:gpu])
+
+
 @contextmanager
 def _nvml() -> Iterator[Any]:
     """NVIDIA's management library, initialised; None without library, driver or permission: no usable GPU."""
@@ -129,6 +137,13 @@ THROTTLING = ("HwSlowdown", "HwThermalSlowdown", "HwPowerBrakeSlowdown", "SwTher
 """Reasons for lower clocks that come from heat or power, as NVML spells them."""
 
 
+def _handle(nvml: Any, index: int) -> Any:
+    """NVML's handle of GPU number `index` of those that this process sees. Raises NVMLError."""
+    named = [v.strip() for v in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if v.strip()]
+    name = named[index] if index < len(named) else str(index)
+    return nvml.nvmlDeviceGetHandleByIndex(int(name)) if name.isdigit() else nvml.nvmlDeviceGetHandleByUUID(name)
+
+
 def volatile(index: int = 0) -> dict[str, object]:
     """Clocks, temperature, power, reasons for lower clocks and processes of a GPU now; {} without one. What the driver
     does not say is left out."""
@@ -137,7 +152,7 @@ def volatile(index: int = 0) -> dict[str, object]:
         if nvml is None:
             return found
         try:
-            handle = nvml.nvmlDeviceGetHandleByIndex(index)
+            handle = _handle(nvml, index)
         except nvml.NVMLError:
             return found
         asked: dict[str, Callable[[], object]] = {
@@ -165,7 +180,7 @@ def energy_joules(index: int = 0) -> float | None:
         if nvml is None:
             return None
         try:
-            handle = nvml.nvmlDeviceGetHandleByIndex(index)
+            handle = _handle(nvml, index)
             return float(nvml.nvmlDeviceGetTotalEnergyConsumption(handle)) / 1e3
         except nvml.NVMLError:
             return None

@@ -154,7 +154,9 @@ class LocalEngine:
             configuration.memory_limit_bytes,
             self._stop.is_set,
             configuration.python,
+            gpu=int(device.partition(":")[2] or 0),
         )
+        device = "cuda:0" if device.startswith("cuda") else device  # the worker's own comes first to it
         self._workers[name] = worker
         try:
             if self._stop.is_set():
@@ -233,7 +235,7 @@ class LocalEngine:
         if self._other is None:
             folder, limit = self.configuration.folder, self.configuration.memory_limit_bytes
             name = f"worker-against-{worker.stderr.stem}.log"
-            self._other = WorkerProcess(folder / name, limit, self._stop.is_set, self.configuration.against)
+            self._other = WorkerProcess(folder / name, limit, self._stop.is_set, self.configuration.against, worker.gpu)
             self._workers["against"] = self._other
             self._other.start()
         return paired_answer(worker, self._other, (request, request), timeout_seconds)

@@ -22,7 +22,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from compat.device import container_limit
+from compat.device import container_limit, visible_from
 
 POLL_SECONDS = 0.05
 START_SECONDS = 300.0
@@ -44,11 +44,14 @@ class WorkerProcess:
         memory_limit_bytes: int | None = None,
         stopping: Callable[[], bool] = lambda: False,
         python: str = sys.executable,
+        gpu: int = 0,
     ) -> None:
         self.stderr = stderr
         self.memory_limit_bytes = memory_limit_bytes
         self.stopping = stopping
         self.python = python
+        self.gpu = gpu
+        """Which of the GPUs that we see is the first one, `cuda:0`, to the process."""
         self.environment: dict[str, Any] | None = None
         """What the process said of its machine and packages when it started."""
         self._process: subprocess.Popen[str] | None = None
@@ -72,7 +75,7 @@ class WorkerProcess:
             stderr=log,
             text=True,
             encoding="utf-8",
-            env=environment_of(self.python),
+            env=environment_of(self.python) | self._gpus(),
             start_new_session=True,  # Ctrl-C in the terminal is for the parent
         )
         log.close()
@@ -81,6 +84,9 @@ class WorkerProcess:
         answer = self._ask({"op": "hello"}, START_SECONDS)
         self.environment = answer.get("environment")
         return answer
+
+    def _gpus(self) -> dict[str, str]:
+        return {"CUDA_VISIBLE_DEVICES": visible_from(self.gpu), "COMPAT_FIRST_GPU": str(self.gpu)} if self.gpu else {}
 
     def ask(self, request: dict[str, Any], timeout_seconds: float) -> dict[str, Any]:
         """The answer to `request`; starts the process first when it is not running. Raises Stopped."""

@@ -29,6 +29,8 @@ def describe() -> dict[str, Any]:
         properties = torch.cuda.get_device_properties(i)
         arch = f"sm_{properties.major}{properties.minor}"
         gpus.append({"name": properties.name, "arch": arch, "memory_bytes": properties.total_memory})
+    first = int(os.environ.get("COMPAT_FIRST_GPU", "0"))  # in the order of the whole run, for every worker the same
+    gpus = gpus[len(gpus) - first :] + gpus[: len(gpus) - first]
     cudnn = torch.backends.cudnn.version() if torch.backends.cudnn.is_available() else None
     return {
         "python": platform.python_version(),

@@ -60,6 +60,20 @@ def test_one_process_answers_many_requests(tmp_path: Path) -> None:
     worker.close()
 
 
+def test_a_workers_own_gpu_comes_first_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4, 2,7")
+    script = HELLO + "for line in sys.stdin:\n    answer(status='ok', sees=os.environ['CUDA_VISIBLE_DEVICES'])\n"
+    for gpu, order in ((0, "4, 2,7"), (1, "2,7,4"), (2, "7,4,2")):
+        worker = _worker(tmp_path, script, gpu=gpu)
+        assert worker.ask(ASK, 30)["sees"] == order
+        worker.close()
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setattr("compat.device._nvidia_gpus", lambda: (3, "Example GPU"))
+    worker = _worker(tmp_path, script, gpu=2)
+    assert worker.ask(ASK, 30)["sees"] == "2,0,1"
+    worker.close()
+
+
 def test_an_exit_is_a_crash_with_its_status_and_the_end_of_stderr(tmp_path: Path) -> None:
     script = HELLO + "sys.stdin.readline()\nprint('x' * 9000 + 'the end ✗', file=sys.stderr)\nsys.exit(7)\n"
     worker = _worker(tmp_path, script)
