@@ -147,16 +147,22 @@ def stored_declarations(cells: Sequence[Cell]) -> tuple[str, Flags | None]:
     return cls, None
 
 
+def row_of(run: Run, model: str) -> Mapping[str, Any]:
+    """The row of `model` as the run stored it; empty where it stored none."""
+    found: Any = run.run.settings
+    for key in ("models", model, "row"):
+        found = found.get(key) if isinstance(found, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
 def of_run(run: Run) -> tuple[Family, ...]:
     """The families of a run, in its order; what they declare as it was stored."""
-    rows = run.run.settings.get("models", {})
     names = dict.fromkeys(c.axes["model"] for c in run.cells)
     found = []
     for name in names:
         every = [c for c in run.cells if c.axes["model"] == name]
         cls, declared = stored_declarations(every)
-        row = rows.get(name, {}).get("row") or {}
-        found.append(Family(name, row, cls, declared, "", plain(every)))
+        found.append(Family(name, row_of(run, name), cls, declared, "", plain(every)))
     return tuple(found)
 
 

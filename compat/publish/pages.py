@@ -30,6 +30,7 @@ from compat.render.symbols import ABSENT, SYMBOLS, symbol
 from .cards import card, segments, spoken, versions
 from .changes import KINDS, table
 from .columns import LETTERS
+from .declared import support
 from .entries import Entry
 from .places import History, Tally
 
@@ -123,6 +124,7 @@ def matrix(heading: str, history: History, run: Run, *, speed: bool) -> str:
         ],
         groups=[_group(g) for g in report.failures],
         quiet=[_group(g) for g in report.not_asked],
+        support=support(run),
         runs=[listed(e) for e in reversed(history.entries)],
     )
 

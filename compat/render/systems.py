@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from compat.axes.mode import MODES
-from compat.families import kind
+from compat.device import DEVICE_TYPES
+from compat.families import kind, row_of
 from compat.records import Cell, Check, Outcome, Run
+from compat.render.figures import plural
 from compat.render.markdown import _plain, _table, code
 from compat.render.summary import headline_place
 
@@ -114,7 +115,6 @@ SYSTEMS: tuple[System, ...] = (
 
 def answers(run: Run, system: System) -> Counter[Outcome]:
     """Outcome -> how many cells (or checks) of `system` the run has answers of."""
-    rows: Mapping[str, Any] = run.run.settings.get("models", {})
     found: list[Outcome] = []
     for cell in run.cells:
         if system.check is not None:
@@ -122,7 +122,7 @@ def answers(run: Run, system: System) -> Counter[Outcome]:
         elif system.cell is not None:
             found += [cell.outcome] if system.cell(cell) else []
         elif system.family is not None:
-            row = rows.get(cell.axes["model"], {}).get("row") or {}
+            row = row_of(run, cell.axes["model"])
             features = frozenset(str(f) for f in row.get("features", ()))
             found += [cell.outcome] if system.family(kind(row), features) else []
     return Counter(o for o in found if o in ANSWERED)
@@ -139,18 +139,25 @@ def systems_table(runs: Mapping[str, Run]) -> str:
 
 
 def systems_brief(runs: Mapping[str, Run]) -> str:
-    """A row for each of SYSTEMS: how many of its cells or checks pass, of those that were not refused, in each run."""
+    """A row for each of SYSTEMS and a column for each type of device: how many of its cells or checks pass, of those
+    that were not refused, in the run that has most of them, and how many runs have others."""
     rows = []
     for system in SYSTEMS:
-        found = {folder.rsplit("/", 1)[-1]: answers(run, system) for folder, run in runs.items()}
-        shown = [
-            f"{code(name)} {count[Outcome.PASS]:,} of {count.total() - count[Outcome.UNSUPPORTED]:,}"
-            for name, count in found.items()
-            if count
-        ]
         counted = "checks" if system.check is not None else "cells"
-        rows.append([_plain(system.name), counted, ", ".join(shown) or "no stored run shows it"])
-    return _table(["system", "counted", "pass, of those that ran, by report"], rows, "lll") + "\n"
+        shown = [_largest(system, {f: r for f, r in runs.items() if r.run.device == device}) for device in DEVICE_TYPES]
+        rows.append([_plain(system.name), counted, *shown])
+    return _table(["system", "counted", *(f"pass on {device}" for device in DEVICE_TYPES)], rows, "llll") + "\n"
+
+
+def _largest(system: System, runs: Mapping[str, Run]) -> str:
+    found = {folder: count for folder, run in runs.items() if (count := answers(run, system))}
+    if not found:
+        return "no stored run"
+    folder = max(found, key=lambda name: found[name].total())
+    count, others = found[folder], len(found) - 1
+    ran = count.total() - count[Outcome.UNSUPPORTED]
+    more = f", {plural(others, 'more run')}" if others else ""
+    return f"{count[Outcome.PASS]:,} of {ran:,} in {code(folder.rsplit('/', 1)[-1])}{more}"
 
 
 def _rows(system: System, runs: Mapping[str, Run]) -> Iterator[Sequence[str]]:

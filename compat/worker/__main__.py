@@ -82,6 +82,7 @@ class _Session:
         from compat.worker import reference
         from compat.worker.calls import CLOCK
         from compat.worker.checks import CHECKS
+        from compat.worker.dispatch import forget_compiled
 
         CLOCK.reset()
         reference.ENTROPY.total, reference.ENTROPY.rows = 0.0, 0
@@ -95,6 +96,8 @@ class _Session:
         def asked() -> dict[str, Any]:
             group = self._group(request["group"])
             before = group.missed_calls
+            if request["attention"]["implementation"] == "flex_attention":
+                forget_compiled()
             report = CHECKS[request["check"]](group, request["attention"])
             if group.missed_calls > before:
                 report.facts["mode_missed"] = group.missed_calls - before

@@ -103,6 +103,13 @@ def launches(implementation: str, note: Callable[[str, Any, Any], None]) -> Iter
             setattr(interface, name, function)
 
 
+def forget_compiled() -> None:
+    """Let go of what torch compiled. flex_attention compiles each shape anew and, after as many as torch allows of one
+    function (`torch._dynamo.config.recompile_limit`), computes unfused from then on: without this the kernels that a
+    check sees would depend on those that other checks had asked for."""
+    torch._dynamo.reset()
+
+
 def _compiled_attention(names: Iterable[str]) -> Counter[str]:
     """Compiled regions and flex operators among profiler events, and fused or eager attention where it ran instead."""
     found: Counter[str] = Counter()

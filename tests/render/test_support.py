@@ -33,7 +33,7 @@ def _cell(model: str, attention: str, outcome: Outcome, *, declares: object = No
     return a_cell(name, load, *rest, effective={"kernels": []})
 
 
-def _run(*, told: bool = True, name: str = "llama") -> Run:
+def declared_run(*, told: bool = True, name: str = "llama") -> Run:
     flags = FLAGS if told else None
     cells = (
         _cell(name, "eager", O.PASS, declares=flags),
@@ -61,7 +61,7 @@ def _line(text: str, start: str) -> list[str]:
 
 
 def test_the_table_of_a_run_with_declarations() -> None:
-    text = support_tables(_run())
+    text = support_tables(declared_run())
     assert _line(text, "`llama`") == ["`llama`", "decoder", "`S⋅?PCW`", "✓", "**✗d**", "✓u"]
     assert _line(text, "`mixtral`")[1:] == ["decoder, mixture of experts", "`S⋅?PCW`", "&#126;", "**rd**", "⋅"]
     assert "- `llama`: declares sdpa, fail in cache" in text
@@ -70,17 +70,17 @@ def test_the_table_of_a_run_with_declarations() -> None:
 
 
 def test_a_run_without_declarations_says_so_and_tells_nothing_of_them() -> None:
-    text = support_tables(_run(told=False))
+    text = support_tables(declared_run(told=False))
     assert NOT_RECORDED in text
     assert _line(text, "`llama`") == ["`llama`", "decoder", "✓", "**✗**", "✓"]
     assert "declares sdpa" not in text
 
 
 def test_models_can_be_chosen_and_nothing_chosen_is_an_error() -> None:
-    text = support_tables(_run(), ["mixtral"])
+    text = support_tables(declared_run(), ["mixtral"])
     assert "`llama`" not in text
     with pytest.raises(ValueError, match="has asked no cell"):
-        support_tables(_run(), [])
+        support_tables(declared_run(), [])
 
 
 def test_every_support_has_a_mark_of_its_own() -> None:
@@ -95,7 +95,7 @@ def test_letters() -> None:
 
 
 def test_a_name_from_a_run_cannot_leave_its_cell() -> None:
-    text = support_tables(_run(name="x|<b>\n@you"))
+    text = support_tables(declared_run(name="x|<b>\n@you"))
     assert "<b>" not in text
     row = next(x for x in text.splitlines() if "x&#124;" in x and x.startswith("|"))
     assert row.count("|") == 7
@@ -106,7 +106,7 @@ def test_a_name_from_a_run_cannot_leave_its_cell() -> None:
 
 
 def test_systems_with_counts_and_those_that_no_run_shows() -> None:
-    text = systems_table({"reports/a": _run()})
+    text = systems_table({"reports/a": declared_run()})
     assert _line(text, "mixtures of experts") == [
         "mixtures of experts",
         "`reports/a`",
@@ -122,16 +122,22 @@ def test_systems_with_counts_and_those_that_no_run_shows() -> None:
     assert _line(text, "FlashAttention-2")[3:] == ["1", "0", "0", "0", "0"]
 
 
-def test_the_brief_form_has_one_row_a_system_with_what_passes_of_what_ran() -> None:
-    text = systems_brief({"reports/a": _run(), "reports/b": _run()})
-    assert _line(text, "mixtures of experts") == ["mixtures of experts", "cells", "`a` 1 of 3, `b` 1 of 3"]
-    assert _line(text, "key/value caches")[1:] == ["checks", "`a` 3 of 6, `b` 3 of 6"]
-    assert _line(text, "BetterTransformer")[2] == "no stored run shows it"
+def test_the_brief_form_has_one_row_a_system_with_what_passes_in_the_largest_run_of_each_device() -> None:
+    run = declared_run()
+    assert run.run.device == "cuda"
+    larger = msgspec.structs.replace(run, cells=(*run.cells, _cell("llama", "eager", O.PASS)))
+    cpu = msgspec.structs.replace(run, run=msgspec.structs.replace(run.run, device="cpu"))
+    text = systems_brief({"reports/a": run, "reports/b": larger, "reports/c": run, "reports/cpu": cpu})
+    row = ["mixtures of experts", "cells", "1 of 3 in `cpu`", "1 of 3 in `a`, 2 more runs"]
+    assert _line(text, "mixtures of experts") == row
+    assert _line(text, "eager attention")[3].endswith("in `b`, 2 more runs")
+    assert _line(text, "key/value caches")[1] == "checks"
+    assert _line(text, "BetterTransformer")[2:] == ["no stored run", "no stored run"]
     assert len([x for x in text.splitlines() if x.startswith("| ")]) == len(SYSTEMS) + 2
 
 
 def test_every_system_has_a_row_once() -> None:
-    text = systems_table({"reports/a": _run(), "reports/b": _run()})
+    text = systems_table({"reports/a": declared_run(), "reports/b": declared_run()})
     heads = [x.split("|")[1].strip() for x in text.splitlines() if x.startswith("| ")][2:]
     assert len([x for x in heads if x]) == len(SYSTEMS) == len({s.name for s in SYSTEMS})
     assert text.count("`reports/b`") > 3
@@ -140,7 +146,7 @@ def test_every_system_has_a_row_once() -> None:
 def test_what_was_left_out_or_lacked_a_package_shows_nothing() -> None:
     flash = next(s for s in SYSTEMS if s.name == "FlashAttention-2")
     cells = tuple(_cell("llama", "flash_attention_2", o) for o in (O.NOT_RUN, O.UNAVAILABLE))
-    run = msgspec.structs.replace(_run(), cells=cells)
+    run = msgspec.structs.replace(declared_run(), cells=cells)
     assert not answers(run, flash)
 
 
@@ -152,7 +158,7 @@ def root(tmp_path: Path) -> Path:
     """A folder with a stored run in `reports/it`, and another without one."""
     (tmp_path / "reports" / "empty").mkdir(parents=True)
     (tmp_path / "reports" / "it").mkdir()
-    store.write_run(_run(), tmp_path / "reports" / "it")
+    store.write_run(declared_run(), tmp_path / "reports" / "it")
     return tmp_path
 
 
@@ -187,12 +193,12 @@ def test_a_mark_that_cannot_be_used_says_why(root: Path, mark: str, problem: str
 
 def _families() -> list[Family]:
     unknown = Family("odd", {"task": "causal-lm"}, "", None, "ValueError: <no> such | type", ())
-    return [*of_run(_run()), unknown]
+    return [*of_run(declared_run()), unknown]
 
 
 @pytest.mark.parametrize(("form", "suffix"), [("terminal", "txt"), ("markdown", "md"), ("json", "json")])
 def test_golden(form: str, suffix: str) -> None:
-    text = render_families(_families(), _run(), form, "current")
+    text = render_families(_families(), declared_run(), form, "current")
     assert text == (GOLDEN / f"families.{suffix}").read_text(encoding="utf-8")
 
 
