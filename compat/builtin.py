@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 OWN = (
-    "default", "speed", "families", "flash", "modes", "positions", "paged", "quantization", "bettertransformer",
-    "onnxruntime", "upgrade",
+    "default", "speed", "families", "flash", "flex", "modes", "positions", "paged", "quantization", "distillation",
+    "bettertransformer", "onnxruntime", "upgrade",
 )  # fmt: skip
 """Matrices that are called by name."""
 

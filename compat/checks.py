@@ -133,6 +133,13 @@ CHECKS = Registry(
             on_request=True,
         ),
         CheckKind(
+            "distillation",
+            "does a student still say what its teacher says?",
+            tasks=("causal-lm", "masked-lm"),
+            excepted=GRAPHS,
+            on_request=True,
+        ),
+        CheckKind(
             "quality",
             "are the weights quantized as asked, and at what loss?",
             only={"quantization": ("bnb-*", "torchao-*", "quanto-*")},

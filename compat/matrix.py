@@ -30,7 +30,8 @@ _SETTINGS = {"seed": int, "depth": str, "timeout_seconds": (int, float), "memory
 _MODEL_KEYS: dict[str, Any] = {
     "source": str, "task": str, "type": str, "config": dict, "features": list, "package": str, "file": str,
     "distribution": str, "path": str, "repo": str, "revision": str, "seed": int, "query_gain": (int, float),
-    "embedding_gain": (int, float), "routed_by_token": bool, "padding_sides": list, "trust_remote_code": bool,
+    "embedding_gain": (int, float), "branch_gain": (int, float), "teacher": str,
+    "routed_by_token": bool, "padding_sides": list, "trust_remote_code": bool,
     "timeout_seconds": (int, float), "parameters": int, "linear_parameters": int,
 }  # fmt: skip
 _REQUIRED = {
@@ -232,7 +233,32 @@ def _models(path: Path, data: dict[str, Any], digest: Any) -> dict[str, Model]:
         _table(file, "defaults.probe", defaults.get("probe", {}))
         for name, row in _table(file, "models", table.get("models", {})).items():
             models[name] = _model(file, name, _table(file, f"models.{name}", row), defaults.get("probe", {}))
+        for name in table.get("models", {}):
+            models[name] = _taught(file, models[name], models)
     return models
+
+
+TEACHING_TASKS = ("causal-lm", "masked-lm")
+"""Tasks whose answer is a distribution over a vocabulary at each token."""
+
+
+def _taught(file: Path, model: Model, models: Mapping[str, Model]) -> Model:
+    """`model` with its teacher's row in place of the name."""
+    named = model.row.get("teacher")
+    if named is None:
+        return model
+    key = f"models.{model.name}.teacher"
+    teacher = models[_one_of(file, key, named, tuple(models))]
+    if model.task not in TEACHING_TASKS or teacher.task != model.task:
+        tasks = " or ".join(TEACHING_TASKS)
+        raise MatrixError(file, key, f"student and teacher need one task, {tasks}: {model.task}, {teacher.task}")
+    if teacher.row.get("teacher"):
+        raise MatrixError(file, key, f"{named!r} is a student itself")
+    if model.row["source"] == "probe" and teacher.row["source"] not in ("probe", "shape"):
+        raise MatrixError(file, key, "a probe is distilled when it is made, from another probe")
+    if model.shape or teacher.shape:
+        raise MatrixError(file, key, "a shape has random weights: it can neither teach nor have learned")
+    return Model(model.name, {**model.row, "teacher": dict(teacher.row)})
 
 
 def _model(file: Path, name: str, row: dict[str, Any], defaults: dict[str, Any]) -> Model:

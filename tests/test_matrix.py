@@ -103,6 +103,15 @@ def test_own_models_stand_beside_and_over_those_of_compat(tmp_path: Path) -> Non
     assert not matrix.models["llama"].real
 
 
+def test_a_students_row_holds_its_teachers(tmp_path: Path) -> None:
+    rows = '[models.small]\nsource = "folder"\npath = "small"\ntask = "causal-lm"\nteacher = "large"\n'
+    write(tmp_path, rows + rows.replace("small", "large").replace('teacher = "large"\n', ""), "models.toml")
+    models = read_matrix(write(tmp_path, TINY.replace('"opt", "llama"', '"small", "large"')), "cpu").models
+    assert models["small"].row["teacher"] == dict(models["large"].row)
+    assert models["small"].row["teacher"]["path"] == str(tmp_path.resolve() / "large")
+    assert "teacher" not in models["large"].row
+
+
 SHAPE = '[models.big]\nsource = "shape"\ntype = "llama"\ntask = "causal-lm"\nconfig = { hidden_size = 64 }\n'
 
 
@@ -274,6 +283,16 @@ BAD_MODELS: dict[str, tuple[str, str, str]] = {
     "unknown default": ("[defaults.prob]\na = 1\n", "defaults.prob", "'probe'"),
     "defaults is a number": ("defaults = 1\n", "defaults", "not a dict"),
     "defaults.probe is a number": ("defaults = { probe = 1 }\n" + PROBE, "defaults.probe", "not a dict"),
+    "unknown teacher": (PROBE + 'teacher = "lama"\n', "models.mine.teacher", "'llama'"),
+    "teacher is a number": (PROBE + "teacher = 1\n", "models.mine.teacher", "not a str"),
+    "teacher of another task": (PROBE + 'teacher = "bert"\n', "models.mine.teacher", "causal-lm, masked-lm"),
+    "teacher that is a student": (
+        PROBE.replace("causal-lm", "masked-lm") + 'teacher = "distilbert-student"\n', "models.mine.teacher", "itself"),
+    "teacher is a shape": (PROBE + 'teacher = "llama-7b"\n', "models.mine.teacher", "random weights"),
+    "a probe's teacher is a checkpoint": (
+        PROBE + 'teacher = "smollm2-135m"\n', "models.mine.teacher", "from another probe"),
+    "student of images": (
+        PROBE.replace("causal-lm", "image-classification") + 'teacher = "vit"\n', "models.mine.teacher", "one task"),
     "not TOML": ("[models.mine\n", "(file)", "not valid TOML"),
 }  # fmt: skip
 

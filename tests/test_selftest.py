@@ -197,7 +197,7 @@ def test_each_depth_asks_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_clock_takes_no_part(monkeypatch: pytest.MonkeyPatch) -> None:
     result = _run(monkeypatch, _turn("agreement", TOUCHED, "fail"), [_fault()])
     assert "speed" not in {check for _, check in result.trials[0].asked}
-    assert result.left_out == ("paged", "positions", "speed")
+    assert result.left_out == ("paged", "positions", "distillation", "speed")
 
 
 def test_an_interruption_keeps_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:

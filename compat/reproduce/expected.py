@@ -17,6 +17,7 @@ EXPECTED: dict[str, str] = {
     "cache": "decoding from a cache gives what one forward of the sequence gives, and the cache holds what it needs",
     "paged": "continuous batching over a paged cache writes the tokens that the model chooses without it",
     "positions": "a model works on as many positions as it was trained on, and beyond them as its scheme says",
+    "distillation": "a distilled student says what its teacher says, as nearly as the same weights do in fp64",
     "generation": "generate picks the tokens that its logits and settings call for, as the documentation defines them",
     "gradient": "the loss and the gradients of a training step are as close to fp64 as those of eager attention",
     "dispatch": "the attention that was asked for runs, or the library says that it does not",

@@ -31,6 +31,9 @@ MODEL = (
 FILES = (("probes", "build"), ("load", "from_pretrained"))
 """What one needs beside that for a model with a checkpoint."""
 
+STUDENT = (*FILES, ("distil", "build_student"))
+"""The same for a probe that is another's student."""
+
 SHAPE = (
     ("shapes", "on_meta"),
     ("shapes", "weights"),
@@ -124,6 +127,13 @@ def master_of(where: Checkpoint) -> Any:
     return from_pretrained(where, TASK, torch.float32, "eager", torch.device("cpu"))
 '''
 
+_BUILT = "        build(ROW, folder)\n"
+_STUDENT = """        taught = temporary()
+        build(ROW["teacher"], taught)
+        arguments = {"attn_implementation": "eager", **dtype_argument(torch.float32)}
+        build_student(ROW, folder, auto_class(TASK).from_pretrained(taught, **arguments).eval())
+"""
+
 _SHAPE = '''
 
 def checkpoint() -> Checkpoint:
@@ -211,8 +221,14 @@ def script(
     constants: Mapping[str, Any], main: str, needs: Sequence[tuple[str, str]], about: Sequence[tuple[str, str]] = ()
 ) -> str:
     """The whole script; `about` are (name, text) pairs for its head. Raises what `carved` raises."""
-    shape = constants["ROW"].get("source") == "shape"
-    imports, definitions = carved(*MODEL, *(SHAPE if shape else FILES), *needs)
+    row = constants["ROW"]
+    names: Sequence[tuple[str, str]] = FILES
+    having = _FILES
+    if row.get("source") == "shape":
+        names, having = SHAPE, _SHAPE
+    elif row.get("source") == "probe" and "teacher" in row:
+        names, having = STUDENT, _FILES.replace(_BUILT, _STUDENT)
+    imports, definitions = carved(*MODEL, *names, *needs)
     lines = sorted(
         {*imports, *_OWN_IMPORTS}, key=lambda x: (x.startswith("from torch"), "torch" in x or "transf" in x, x)
     )
@@ -220,5 +236,5 @@ def script(
     special = 'inf, nan = float("inf"), float("nan")\n' if re.search(r"\b(inf|nan)\b", named) else ""
     told = "".join(comment(name, words) + "\n" for name, words in about)
     head = _HEAD.replace("ABOUT\n", told + "\n" if told else "") + "\n".join(lines) + "\n\n" + special + named + "\n"
-    model = _MODEL + (_SHAPE if shape else _FILES) + _RUN
+    model = _MODEL + having + _RUN
     return f"{head}\n\n{main.strip()}\n{model}\n\n{definitions}\n{_FOOT}"

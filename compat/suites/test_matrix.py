@@ -50,6 +50,11 @@ def test_positions(compat_task: Task) -> None:
     compat_task.expect_pass()
 
 
+def test_distillation(compat_task: Task) -> None:
+    """Does a student still say what its teacher says?"""
+    compat_task.expect_pass()
+
+
 def test_quality(compat_task: Task) -> None:
     """Are quantized weights what their scheme says, and their kernels right?"""
     compat_task.expect_pass()

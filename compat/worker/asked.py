@@ -134,11 +134,11 @@ def rotary_frequencies(described: dict[str, Any], layer_type: str = "") -> torch
 def origin_differing(group: Group) -> tuple[list[str], int]:
     """Parameters of the fp32 model that are not the checkpoint's, and how many were compared.
 
-    A probe's are drawn again, by name; of another checkpoint (a probe that another stack made is one) the tensors that
-    its file holds under the same name are read from the file.
+    A probe's are drawn again, by name; of another checkpoint (a probe that another stack made or that was distilled is
+    one) the tensors that its file holds under the same name are read from the file.
     """
     own = dict(group.master.named_parameters())
-    own_probe = group.row["source"] == "probe" and not group.spec.checkpoint
+    own_probe = group.row["source"] == "probe" and not group.spec.checkpoint and not group.row.get("teacher")
     expected = _drawn(group) if own_probe else _in_file(group)
     found = [
         name

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 import transformers
 
-from compat.worker import probes, stack_api
+from compat.worker import distil, probes, stack_api
 from compat.worker.calls import Unavailable, under_test
 
 
@@ -40,7 +40,7 @@ def resolve(row: dict[str, Any], cache: Path) -> Checkpoint:
     source = row["source"]
     if source == "probe":
         key = {"row": row, "version": probes.PROBE_VERSION, "transformers": transformers.__version__}
-        return Checkpoint(str(made_once(cache, f"probe-{row['name']}", key, lambda to: probes.build(row, to))))
+        return Checkpoint(str(made_once(cache, f"probe-{row['name']}", key, lambda to: _build(row, to, cache))))
     if source == "shape":
         with under_test("build"):
             config = transformers.AutoConfig.for_model(row["type"], **copy.deepcopy(row["config"]))
@@ -58,6 +58,21 @@ def resolve(row: dict[str, Any], cache: Path) -> Checkpoint:
             transformers.AutoConfig.from_pretrained(row["repo"], revision=row.get("revision", "main"), **trust)
         return Checkpoint(row["repo"], {"revision": row.get("revision", "main"), **trust})
     raise ValueError(f"unknown source {source!r}")
+
+
+def teacher_of(row: dict[str, Any], cache: str | Path) -> Checkpoint:
+    """The checkpoint of the teacher that `row` names. Raises what `resolve` raises."""
+    return resolve(row["teacher"], Path(cache))
+
+
+def _build(row: dict[str, Any], folder: Path, cache: Path) -> None:
+    if not row.get("teacher"):
+        probes.build(row, folder)
+        return
+    checkpoint = teacher_of(row, cache)
+    arguments = {**checkpoint.arguments, **stack_api.dtype_argument(torch.float32), "attn_implementation": "eager"}
+    teacher = stack_api.auto_class(row["task"]).from_pretrained(checkpoint.location, **arguments)
+    distil.build_student(row, folder, teacher.eval())
 
 
 def file_in_package(row: dict[str, Any]) -> Path:

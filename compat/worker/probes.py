@@ -33,6 +33,9 @@ _VALUE_OUT = re.compile(
     r"(^|\.)(v|o|v_proj|o_proj|value|v_lin|out_lin|out_proj)$"
     r"|(attention|attn|attention\.output|self_attention)\.(dense|c_proj)$"
 )
+_BRANCH = re.compile(r"(^|\.)(output\.dense|out_lin|lin2|o_proj|out_proj|down_proj|fc2|c_proj)$")
+"""The last linear of a branch, whose output is added to the residual stream."""
+
 _QK_NORM = re.compile(r"(^|\.)(q_norm|k_norm|[qk]_layernorm(\.norms\.\d+)?)$")
 
 
@@ -50,11 +53,14 @@ _STATE_SPACE = ("A_log", "dt_bias", "D")
 """Parameters of a state-space mixer that have a valid range: decay, step size, and what passes by the state."""
 
 
-def sensitise(model: torch.nn.Module, seed: int, query_gain: float = 1.0, embedding_gain: float = 1.0) -> None:
+def sensitise(
+    model: torch.nn.Module, seed: int, query_gain: float = 1.0, embedding_gain: float = 1.0, branch_gain: float = 1.0
+) -> None:
     """Give every parameter of `model` (fp32, CPU) a value drawn from `seed` by the scheme of this module's docstring.
 
     `query_gain` multiplies query weights, for families that do not scale scores by 1/sqrt(head_dim) (T5);
-    `embedding_gain` multiplies embeddings, for families that scale them up themselves (Gemma).
+    `embedding_gain` multiplies embeddings, for families that scale them up themselves (Gemma); `branch_gain` what each
+    layer adds to its input: with less of it, fewer layers can follow (a teacher).
     Each parameter has a generator of its own, seeded by its name: adding one does not move the others.
     """
     hidden = int(getattr(model.config, "hidden_size", 0) or getattr(model.config, "d_model", 0))
@@ -70,6 +76,8 @@ def sensitise(model: torch.nn.Module, seed: int, query_gain: float = 1.0, embedd
                 noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float32)
                 value = _value(module_name, own, module, parameter, noise, hidden, query_gain)
                 gain = embedding_gain if isinstance(module, torch.nn.Embedding) else 1.0
+                if own == "weight" and _BRANCH.search(module_name):
+                    gain = branch_gain
                 parameter.copy_(gain * value)
 
 
@@ -159,7 +167,7 @@ def route_by_token(model: torch.nn.Module, seed: int) -> None:
 
 def draw(model: torch.nn.Module, row: dict[str, Any]) -> None:
     """Give `model` (fp32, CPU) the weights of the probe `row`."""
-    gains = {name: float(row.get(name, 1.0)) for name in ("query_gain", "embedding_gain")}
+    gains = {name: float(row.get(name, 1.0)) for name in ("query_gain", "embedding_gain", "branch_gain")}
     sensitise(model, seed=int(row.get("seed", 0)), **gains)
     if row.get("routed_by_token"):
         route_by_token(model, seed=int(row.get("seed", 0)))

@@ -111,6 +111,19 @@ def test_every_kind_of_script_is_whole(kind: str, quantization: str) -> None:
     assert "sys.exit(1 if shows else 0)" in made
 
 
+def test_a_student_is_distilled_again_and_others_bring_no_code_for_it() -> None:
+    teacher = {**ROW, "name": "large"}
+    made = script(_failed("agreement", case=CASES["forward"], beyond={"ratio_rms": 1.5}), Subject("c", AXES, ROW))
+    taught = script(
+        _failed("agreement", case=CASES["forward"], beyond={"ratio_rms": 1.5}),
+        Subject("c", AXES, {**ROW, "teacher": teacher}),
+    )
+    assert "def distil(" in taught
+    assert "build_student(ROW, folder" in taught
+    assert "distil" not in made
+    _defined_before_use(taught)
+
+
 @pytest.mark.parametrize("kind", RAISED)
 def test_every_call_that_raises_has_a_script_that_waits_for_its_exception(kind: str) -> None:
     made = script(_failed("load", case=RAISED[kind], raises=RAISES), Subject("c", AXES, ROW))

@@ -15,6 +15,7 @@ from compat.worker.report import Report
 from compat.worker.spec import GroupSpec
 
 MODELS = {
+    **read_matrix(matrices_folder() / "distillation.toml", "cpu").models,
     **read_matrix(matrices_folder() / "families.toml", "cpu").models,
     **read_matrix(matrices_folder() / "default-cpu.toml", "cpu").models,
 }
