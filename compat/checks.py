@@ -57,6 +57,8 @@ class CheckKind:
     """Whether nothing else may run on the machine meanwhile (it measures time)."""
     on_request: bool = False
     """Whether only a matrix or command that names it asks it."""
+    row_key: str = ""
+    """A key of a model's row without which it has nothing to ask."""
     timeout_seconds: float = 300.0
 
     def applies(self, task: str, axes: Mapping[str, str]) -> bool:
@@ -138,6 +140,7 @@ CHECKS = Registry(
             tasks=("causal-lm", "masked-lm"),
             excepted=GRAPHS,
             on_request=True,
+            row_key="teacher",
         ),
         CheckKind(
             "quality",

@@ -311,12 +311,16 @@ def _product(
         _of_shapes(path, f"{key}.checks", asked)
     for combination in itertools.product(*values.values()):
         axes = dict(zip(ALL_AXES, combination, strict=True))
-        task = models[axes["model"]].task
-        able = [c for c in asked if CHECKS[c].shapes or axes["model"] not in shapes]
-        applicable = tuple(c for c in able if CHECKS[c].applies(task, axes))
+        model = models[axes["model"]]
+        able = [c for c in asked if (CHECKS[c].shapes or not model.shape) and _has(model, CHECKS[c].row_key)]
+        applicable = tuple(c for c in able if CHECKS[c].applies(model.task, axes))
         backend = ATTENTION[axes["attention"]]
         other = axes["mode"] != PLAIN and (backend.convert or backend.provider)
         yield CellSpec(**axes, checks=applicable, excluded=NO_MODE if other else "")
+
+
+def _has(model: Model, key: str) -> bool:
+    return not key or key in model.row
 
 
 def _known_values(models: dict[str, Model]) -> dict[str, tuple[str, ...]]:

@@ -112,6 +112,13 @@ def test_a_students_row_holds_its_teachers(tmp_path: Path) -> None:
     assert "teacher" not in models["large"].row
 
 
+def test_distillation_is_asked_of_students_only() -> None:
+    cells = read_matrix(matrices_folder() / "distillation.toml", "cpu").cells
+    asked = {c.model for c in cells if "distillation" in c.checks}
+    assert asked == {"distilbert-student"}
+    assert {c.model for c in cells} == {"distilbert-student", "bert-teacher"}
+
+
 SHAPE = '[models.big]\nsource = "shape"\ntype = "llama"\ntask = "causal-lm"\nconfig = { hidden_size = 64 }\n'
 
 
