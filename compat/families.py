@@ -78,9 +78,10 @@ def kind(row: Mapping[str, Any]) -> str:
 
 
 def flag_of(attention: str) -> str:
-    """Which declaration speaks of a backend; "" where none does (eager, forced kernels, unknown names)."""
+    """Which declaration speaks of a backend; "" where none does (eager, forced kernels, older keywords, unknown
+    names)."""
     known = next((a for a in ATTENTION if a.name == attention), None)
-    if known is None or known.sdpa_kernel is not None:
+    if known is None or known.sdpa_kernel is not None or known.keyword is not None:
         return ""
     name = known.implementation
     return next((f for f in ("sdpa", "flash", "flex", "paged") if name.startswith(f)), "")

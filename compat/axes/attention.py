@@ -14,8 +14,9 @@ class Attention:
     `implementation` is what transformers is asked for; `sdpa_kernel` restricts torch's SDPA to one backend (a member of
     torch.nn.attention.SDPBackend; after `legacy ` it is asked for by the deprecated torch.backends.cuda.sdp_kernel).
     `convert` names what the loaded model is converted to before it is used, `provider` the execution provider of ONNX
-    Runtime that runs it once it is exported. `kinds` are the kinds of kernel (KERNEL_KINDS) that count as this backend
-    having run; `slower_kinds` are kinds that compute the same but mean that the backend fell back.
+    Runtime that runs it once it is exported, `keyword` the keyword of `from_pretrained` by which guides of its time
+    ask for it. `kinds` are the kinds of kernel (KERNEL_KINDS) that count as this backend having run; `slower_kinds`
+    are kinds that compute the same but mean that the backend fell back.
     """
 
     name: str
@@ -25,6 +26,7 @@ class Attention:
     sdpa_kernel: str | None = None
     convert: str | None = None
     provider: str | None = None
+    keyword: str | None = None
 
     @property
     def effective(self) -> str:
@@ -71,6 +73,12 @@ ATTENTION = Registry(
         Attention("sdpa-efficient", "sdpa", frozenset({"sdpa efficient"}), sdpa_kernel="EFFICIENT_ATTENTION"),
         Attention("sdpa-cudnn", "sdpa", frozenset({"sdpa cudnn"}), sdpa_kernel="CUDNN_ATTENTION"),
         Attention("flash_attention_2", "flash_attention_2", frozenset({"flash_attn"})),
+        Attention(
+            "flash_attention_2-legacy",
+            "flash_attention_2",
+            frozenset({"flash_attn"}),
+            keyword="use_flash_attention_2",
+        ),
         Attention("flash_attention_3", "flash_attention_3", frozenset({"flash_attn 3"})),
         Attention("flash_attention_4", "flash_attention_4", frozenset({"flash_attn 4"})),
         Attention("flex_attention", "flex_attention", frozenset({"flex"})),

@@ -314,6 +314,7 @@ def _attention(name: str) -> dict[str, Any]:
         "sdpa_kernel": entry.sdpa_kernel,
         "convert": entry.convert,
         "provider": entry.provider,
+        "keyword": entry.keyword,
         "operators": [part for part, kind in KERNEL_KINDS if kind in entry.kinds | entry.slower_kinds],
     }
 

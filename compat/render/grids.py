@@ -30,6 +30,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "sdpa-efficient",
         "sdpa-cudnn",
         "flash_attention_2",
+        "flash_attention_2-legacy",
         "flash_attention_3",
         "flash_attention_4",
         "flex_attention",

@@ -18,6 +18,7 @@ SHORT: dict[str, str] = {
     "sdpa-efficient": "s-eff",
     "sdpa-cudnn": "s-cudnn",
     "flash_attention_2": "fa2",
+    "flash_attention_2-legacy": "fa2-l",
     "flash_attention_3": "fa3",
     "flash_attention_4": "fa4",
     "flex_attention": "flex",

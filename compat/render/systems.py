@@ -92,6 +92,7 @@ SYSTEMS: tuple[System, ...] = (
     System("accelerate: weights offloaded after loading", check=_elsewhere),
     System("accelerate: device_map, offloading, two GPUs", _axis("mode", *PLACEMENTS)),
     System("pruning, 2:4 sparsity", _axis("mode", "pruned", "sparse")),
+    System("a distilled student against its teacher", check=_named("distillation")),
     System("positions at and beyond the trained length", check=_named("positions")),
     System("key/value caches", check=_named("cache")),
     System("generate", check=_named("generation")),

@@ -67,7 +67,8 @@ class Loaded:
     model: Any
     how: str
     """`loaded`, `switched`, `reloaded` (switching was asked for and had no effect) or `converted` (loaded by itself
-    and converted) or `exported` (to a graph of ONNX Runtime's)."""
+    and converted), `keyword` (loaded by itself, asked for by an older keyword) or `exported` (to a graph of ONNX
+    Runtime's)."""
     facts: dict[str, Any] = field(default_factory=dict)
     load_seconds: float | None = None
     call: Any = None
@@ -83,7 +84,7 @@ class Loaded:
     @property
     def alone(self) -> bool:
         """Whether it shares its model with no other backend."""
-        return self.how in ("reloaded", "converted", "exported")
+        return self.how in ("reloaded", "converted", "exported", "keyword")
 
     def activate(self) -> None:
         """Make sure that a model shared with other backends computes with this one."""
@@ -234,10 +235,12 @@ class Group:
             return self._from_checkpoint(attention, "converted", {})
         if attention.get("provider"):
             return self._exported(attention)
+        if attention.get("keyword"):
+            return self._from_checkpoint(attention, "keyword", {})
         base = next((x.model for x in self._loaded.values() if not x.alone), None)
         if base is None:
             return self._from_checkpoint(attention, "loaded", {})
-        others = (x for x in self._loaded.values() if x.how not in ("converted", "exported"))
+        others = (x for x in self._loaded.values() if x.how not in ("converted", "exported", "keyword"))
         twin = next((x for x in others if x.attention["implementation"] == implementation), None)
         if twin is not None:
             return Loaded(self, attention, twin.model, twin.how, dict(twin.facts))
@@ -278,6 +281,8 @@ class Group:
     def untouched(self, attention: dict[str, Any], placement: dict[str, Any] | None = None) -> Any:
         """The model as it comes from the checkpoint, whatever the mode. Raises StackError(phase="load")."""
         asked, scheme = (self.dtype, attention["implementation"], self.device), self.spec.quantization
+        if attention.get("keyword"):
+            placement = {**(placement or {}), "attn_implementation": None, attention["keyword"]: True}
         empty = self.master if self.shape else None
         with stack_api.default_dtype_kept(), under_test("load"):
             if self.shape:
