@@ -9,6 +9,7 @@ import shlex
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from compat.records import BAD, SEVERITY, Cell, Outcome, Run, RunInfo
 from compat.render.evidence import sharper_counts
@@ -178,15 +179,28 @@ def environment(run: Run) -> tuple[tuple[str, str], ...]:
         (
             "settings",
             ", ".join(
-                f"{label(k, 40)} {one_line(plain(v, 80), 80)}"
+                text
                 for k, v in sorted(info.settings.items())
-                if not isinstance(v, dict) or k == "selected"
+                if (not isinstance(v, dict) or k == "selected") and (text := _setting(k, v))
             ),
         ),
         ("selftest", in_one_line(info.settings.get("selftest"))),
         ("all cells", ", ".join(f"{label(n, 40)} {label(v, 60)}" for n, v in shared_extras(run.cells))),
     ]
     return tuple((name, text) for name, text in pairs if text)
+
+
+def _setting(name: str, value: Any) -> str:
+    """A setting in words: `8 workers on cuda:0, cuda:1`; "" for a selection of nothing."""
+    if name == "lanes" and isinstance(value, list):
+        places = dict.fromkeys(one_line(plain(v, 20), 20) for v in value)
+        return f"{plural(len(value), 'worker')} on {', '.join(list(places)[:8])}"
+    if name == "selected" and isinstance(value, dict):
+        named = {k: " ".join(str(x) for x in v) for k, v in value.items() if isinstance(v, list) and v}
+        return "; ".join(f"{label(k, 40)} {one_line(text, 80)}" for k, text in named.items())
+    if name == "model_seconds" and isinstance(value, (int, float)):
+        return f"{duration(float(value))} in the stack under test"
+    return f"{label(name, 40)} {one_line(plain(value, 80), 80)}"
 
 
 def _machine(run: Run) -> str:

@@ -20,7 +20,7 @@ from compat.render.groups import failures, not_asked
 from compat.render.markdown import matrix_tables
 from compat.render.patterns import patterns
 from compat.render.speed import speed
-from compat.render.summary import verdict
+from compat.render.summary import environment, verdict
 from compat.render.symbols import ABSENT, SYMBOLS, symbol
 from compat.sharper import linked
 
@@ -234,3 +234,17 @@ def test_cells_in_16_bit_say_who_looked_closer() -> None:
     counted = "Sharper dtypes: 1 of 2 16-bit cells also judged in a finer dtype (1 pass); 1 not in this run"
     assert sharper_counts(cells) == counted
     assert counted in render(of(list(cells)), "markdown")
+
+
+def test_workers_and_a_selection_are_said_in_words() -> None:
+    run = small_run()
+    asked = {
+        "lanes": ["cuda:0", "cuda:1", "cuda:0"],
+        "selected": {"cells": ["llama/*", "*/none"], "checks": []},
+        "model_seconds": 75.0,
+    }
+    info = msgspec.structs.replace(run.run, settings=asked)
+    text = dict(environment(msgspec.structs.replace(run, run=info)))["settings"]
+    assert text == "3 workers on cuda:0, cuda:1, 1 min 15 s in the stack under test, cells llama/* */none"
+    odd = msgspec.structs.replace(run.run, settings={"lanes": 3, "selected": {"cells": "x"}, "model_seconds": "<b>"})
+    assert dict(environment(msgspec.structs.replace(run, run=odd)))["settings"] == "lanes 3, model_seconds <b>"
