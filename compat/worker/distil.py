@@ -1,9 +1,9 @@
 """A probe that is the distilled student of another: fewer layers, which start as the teacher's and learn its outputs.
 
-In: a model row, and the teacher, fp32 on the CPU. Out: a checkpoint folder. As DistilBERT was made (Sanh et
-al. 2019, arXiv:1910.01108): every other layer of the teacher, one of several, and the embeddings and the head are
-copied; then the student is trained on the KL divergence of its distribution from the teacher's, on tokens drawn
-uniformly. Steps are few: what a check needs is a student that follows its teacher, not one of use.
+In: a model row, and the teacher, fp32 on the CPU. Out: a checkpoint folder. As DistilBERT was made (Sanh et al.
+2019, arXiv:1910.01108): embeddings, head and one layer of every few are copied, then the student is trained on the KL
+divergence of its distribution from the teacher's, here on tokens drawn uniformly. Steps are few: what a check needs is
+a student that follows its teacher, not one of use.
 """
 
 from __future__ import annotations
@@ -23,8 +23,6 @@ ROWS = 16
 LENGTH = 24
 LEARNING_RATE = 1e-3
 WARM_UP = 20
-FIRST_TOKEN = 5
-"""Ids below it are special ones of a probe's vocabulary."""
 
 _BERT_NAMES = (
     (r"^distilbert\.embeddings\.", "bert.embeddings."),
@@ -65,7 +63,7 @@ def distil(student: Any, teacher: Any, seed: int = 0, steps: int = STEPS) -> Non
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * min(1.0, (step + 1) / WARM_UP) * (1.0 - step / steps)
-        tokens = torch.randint(FIRST_TOKEN, vocabulary, (ROWS, LENGTH), generator=generator)
+        tokens = torch.randint(len(probes.SPECIAL_TOKENS), vocabulary, (ROWS, LENGTH), generator=generator)
         with torch.no_grad():
             taught = teacher(input_ids=tokens).logits.log_softmax(-1)
         own = student(input_ids=tokens).logits.log_softmax(-1)
@@ -76,7 +74,7 @@ def distil(student: Any, teacher: Any, seed: int = 0, steps: int = STEPS) -> Non
 
 
 def begin(student: Any, teacher: Any) -> int:
-    """Give `student` the weights of `teacher` that have its names and shapes, of layers one of several; how many."""
+    """Give `student` the weights of `teacher` that have its names and shapes, of layers one of every few; how many."""
     theirs = teacher.state_dict()
     stride = max(1, _layers(teacher.state_dict()) // max(1, _layers(student.state_dict())))
     copied = 0

@@ -34,7 +34,7 @@ from compat.worker import (
     stack_api,
 )
 from compat.worker.affine import Affine
-from compat.worker.calls import StackError, under_test
+from compat.worker.calls import StackError, Unavailable, under_test
 from compat.worker.dequantize import Stored
 from compat.worker.dispatch import forced_sdpa_kernel, synchronize
 from compat.worker.inputs import CLASSIFYING, Rows, Source, output_of, single_rows, unpadded
@@ -282,6 +282,8 @@ class Group:
         """The model as it comes from the checkpoint, whatever the mode. Raises StackError(phase="load")."""
         asked, scheme = (self.dtype, attention["implementation"], self.device), self.spec.quantization
         if attention.get("keyword"):
+            if self.shape:
+                raise Unavailable(f"a shape is not loaded, so that {attention['keyword']} would not be read")
             placement = {**(placement or {}), "attn_implementation": None, attention["keyword"]: True}
         empty = self.master if self.shape else None
         with stack_api.default_dtype_kept(), under_test("load"):
@@ -374,7 +376,7 @@ class Group:
         """fp64 with this group's weights: as rounded to the dtype, and as dequantized."""
         if (self.spec.quantization["library"] or self.mode.kind == "what") and not self._loaded:
             _ = self.eager  # loading notes the dequantized weights, and what the mode made of them
-        reference = Reference(self.master, self.device, self._reference_dtype())
+        reference = Reference(self.master, self.device, self.reference_dtype(self.master))
         reference.round_weights(self.dtype)
         for path, weight in self._dequantized.items():
             transposed = type(self.master.get_submodule(path)).__name__ == "Conv1D"
@@ -383,9 +385,9 @@ class Group:
             self.changes.to_reference(reference)
         return reference
 
-    def _reference_dtype(self) -> torch.dtype:
-        """float64, or float32 where fp64 weights would take more than 40% of the device's memory."""
-        needed = 8 * sum(p.numel() for p in self.master.parameters())
+    def reference_dtype(self, model: Any) -> torch.dtype:
+        """float64, or float32 where fp64 weights of `model` would take more than 40% of the device's memory."""
+        needed = 8 * sum(p.numel() for p in model.parameters())
         if self.device.type == "cuda":
             available = torch.cuda.get_device_properties(self.device).total_memory
         else:

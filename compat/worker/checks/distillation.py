@@ -7,7 +7,7 @@ The model's row names the teacher. Both are asked for the same rows. Measured in
     checkpoint_kl  KL(teacher || student in fp32, with the weights of its checkpoint)
     uninformed_kl  KL(teacher || the teacher's mean distribution over these tokens)
 
-The teacher computes in fp64. Shares are of `uninformed_kl`: `kl_share`, of student_kl, is 0 for a student that says all
+The teacher computes in fp64 too. Shares are of `uninformed_kl`: `kl_share`, of student_kl, is 0 for one that says all
 that its teacher says, and 1 for one that knows no more than how frequent each token is. `kl_lost`, of exact_kl -
 checkpoint_kl, is what dtype and quantization took from the weights; `kl_added`, of student_kl - exact_kl, what running
 them adds. `top1_agreement`: share of tokens at which the likeliest one is the teacher's.
@@ -101,7 +101,7 @@ def _ask(group: Group, rows: list[Rows]) -> list[torch.Tensor]:
     sizes = [int(m.config.get_text_config().vocab_size) for m in (teacher, group.master)]
     if sizes[0] != sizes[1]:
         raise Unavailable(f"the teacher has a vocabulary of {sizes[0]:,} and the student one of {sizes[1]:,}")
-    reference = Reference(teacher, group.device, torch.float64)
+    reference = Reference(teacher, group.device, group.reference_dtype(teacher))
     found: list[torch.Tensor] = []
     for each in rows:
         with under_test("reference"):
