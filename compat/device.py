@@ -44,15 +44,19 @@ def detect() -> Detected:
     count, name = _nvidia_gpus()
     if not count:
         return Detected("cpu", 1, "no NVIDIA GPU found")
-    shown = len([v for v in visible.split(",") if v.strip()]) if visible is not None else count
+    shown = len(_visible()) if visible is not None else count
     return Detected("cuda", min(count, shown), f"{name} found through its driver")
+
+
+def _visible() -> list[str]:
+    """The GPUs that CUDA_VISIBLE_DEVICES names, by number or UUID; [] where it names none."""
+    return [v.strip() for v in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if v.strip()]
 
 
 def visible_from(gpu: int) -> str:
     """The value of CUDA_VISIBLE_DEVICES under which GPU number `gpu` of those that this process sees comes first, and
     the others follow it in turn: libraries that say `cuda:0` without asking then mean the right one."""
-    named = [v.strip() for v in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if v.strip()]
-    order = named or [str(i) for i in range(max(_nvidia_gpus()[0], gpu + 1))]
+    order = _visible() or [str(i) for i in range(max(_nvidia_gpus()[0], gpu + 1))]
     return ",".join(order[gpu:] + order[:gpu])
 
 
@@ -139,7 +143,7 @@ THROTTLING = ("HwSlowdown", "HwThermalSlowdown", "HwPowerBrakeSlowdown", "SwTher
 
 def _handle(nvml: Any, index: int) -> Any:
     """NVML's handle of GPU number `index` of those that this process sees. Raises NVMLError."""
-    named = [v.strip() for v in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if v.strip()]
+    named = _visible()
     name = named[index] if index < len(named) else str(index)
     return nvml.nvmlDeviceGetHandleByIndex(int(name)) if name.isdigit() else nvml.nvmlDeviceGetHandleByUUID(name)
 

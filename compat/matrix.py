@@ -238,10 +238,6 @@ def _models(path: Path, data: dict[str, Any], digest: Any) -> dict[str, Model]:
     return models
 
 
-TEACHING_TASKS = ("causal-lm", "masked-lm")
-"""Tasks whose answer is a distribution over a vocabulary at each token."""
-
-
 def _taught(file: Path, model: Model, models: Mapping[str, Model]) -> Model:
     """`model` with its teacher's row in place of the name."""
     named = model.row.get("teacher")
@@ -249,8 +245,9 @@ def _taught(file: Path, model: Model, models: Mapping[str, Model]) -> Model:
         return model
     key = f"models.{model.name}.teacher"
     teacher = models[_one_of(file, key, named, tuple(models))]
-    if model.task not in TEACHING_TASKS or teacher.task != model.task:
-        tasks = " or ".join(TEACHING_TASKS)
+    taught = CHECKS["distillation"].tasks
+    if model.task not in taught or teacher.task != model.task:
+        tasks = " or ".join(taught)
         raise MatrixError(file, key, f"student and teacher need one task, {tasks}: {model.task}, {teacher.task}")
     if teacher.row.get("teacher"):
         raise MatrixError(file, key, f"{named!r} is a student itself")
@@ -312,15 +309,11 @@ def _product(
     for combination in itertools.product(*values.values()):
         axes = dict(zip(ALL_AXES, combination, strict=True))
         model = models[axes["model"]]
-        able = [c for c in asked if (CHECKS[c].shapes or not model.shape) and _has(model, CHECKS[c].row_key)]
+        able = [c for c in asked if (CHECKS[c].shapes or not model.shape) and CHECKS[c].row_key in ("", *model.row)]
         applicable = tuple(c for c in able if CHECKS[c].applies(model.task, axes))
         backend = ATTENTION[axes["attention"]]
         other = axes["mode"] != PLAIN and (backend.convert or backend.provider)
         yield CellSpec(**axes, checks=applicable, excluded=NO_MODE if other else "")
-
-
-def _has(model: Model, key: str) -> bool:
-    return not key or key in model.row
 
 
 def _known_values(models: dict[str, Model]) -> dict[str, tuple[str, ...]]:

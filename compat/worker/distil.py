@@ -73,18 +73,15 @@ def distil(student: Any, teacher: Any, seed: int = 0, steps: int = STEPS) -> Non
         optimizer.step()
 
 
-def begin(student: Any, teacher: Any) -> int:
-    """Give `student` the weights of `teacher` that have its names and shapes, of layers one of every few; how many."""
+def begin(student: Any, teacher: Any) -> None:
+    """Give `student` the weights of `teacher` that have its names and shapes, of layers one of every few."""
     theirs = teacher.state_dict()
-    stride = max(1, _layers(teacher.state_dict()) // max(1, _layers(student.state_dict())))
-    copied = 0
+    stride = max(1, _layers(theirs) // max(1, _layers(student.state_dict())))
     with torch.no_grad():
         for name, parameter in student.named_parameters():
             source = theirs.get(_teachers_name(name, stride))
             if source is not None and source.shape == parameter.shape:
                 parameter.copy_(source)
-                copied += 1
-    return copied
 
 
 def _layers(state: dict[str, torch.Tensor]) -> int:

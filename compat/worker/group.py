@@ -11,7 +11,7 @@ import contextlib
 import functools
 import gc
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -397,6 +397,18 @@ class Group:
     def reference_outputs(self, rows: Rows) -> list[torch.Tensor]:
         """Per row (positions, features) fp64 of unpadded forwards; kept."""
         return self._outputs(rows, self._reference_outputs, self._reference_forward, torch.float64)
+
+    def master_outputs(self, rows: Rows) -> list[torch.Tensor]:
+        """Per row (positions, features) of the checkpoint in fp32 on the CPU, unpadded. Raises StackError."""
+        with under_test("forward"), torch.no_grad():
+            output = self.master(**unpadded(rows, torch.device("cpu"), torch.float32))
+            return list(output_of(output, self.task))
+
+    def once(self, key: str, make: Callable[[], Any]) -> Any:
+        """What `make` returns, made once for all backends and checks of the group."""
+        if key not in self.kept:
+            self.kept[key] = make()
+        return self.kept[key]
 
     def eager_outputs(self, rows: Rows, cached: bool = True) -> list[torch.Tensor]:
         """Per row (positions, features) of unpadded eager forwards in the cell's dtype; kept. A plain forward of a

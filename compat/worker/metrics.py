@@ -107,6 +107,16 @@ def compare(r: torch.Tensor, e: torch.Tensor, o: torch.Tensor, dtype: torch.dtyp
     return Yardstick(r, e, dtype, logits).compare(o)
 
 
+def mean_kl(p: torch.Tensor, q: torch.Tensor) -> float:
+    """Mean KL(p || q) in nats; `p` (tokens, vocabulary) and `q`, which broadcasts to it, are log-probabilities."""
+    return float((p.exp() * (p - q)).sum(-1).mean())
+
+
+def top1_agreement(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Share of tokens at which `a` and `b` (tokens, vocabulary), logits or log-probabilities, have the same peak."""
+    return float((a.argmax(-1) == b.argmax(-1)).double().mean())
+
+
 def distance(other: torch.Tensor, own: torch.Tensor) -> float:
     """max|other - own| in eps rms(own); where `other` is not finite or has another shape or dtype, as if it were off by
     rms(own)."""

@@ -25,6 +25,7 @@ from compat.worker.checks.agreement import cases
 from compat.worker.group import Group
 from compat.worker.inputs import Rows, output_of, unpadded
 from compat.worker.load import from_pretrained
+from compat.worker.metrics import mean_kl, top1_agreement
 from compat.worker.reference import Reference
 from compat.worker.report import Report
 
@@ -35,18 +36,18 @@ def run(group: Group, attention: dict[str, Any]) -> Report:
     if not group.row.get("teacher"):
         raise Unavailable("the row of this model names no teacher")
     rows = cases(group)
-    taught = _taught(group, rows)
+    taught = group.once("taught", lambda: _ask(group, rows))
     loaded = group.loaded(attention)
     outputs = [row for each in rows for row in loaded(**unpadded(each, group.device, group.dtype))]
     theirs = torch.cat(taught).log_softmax(-1)
     own = torch.cat([o.double() for o in outputs]).log_softmax(-1)
     exact = torch.cat([r for each in rows for r in group.reference_outputs(each)]).double().log_softmax(-1)
     frequencies = theirs.logsumexp(0) - torch.tensor(float(len(theirs)), device=theirs.device).log()
-    uninformed = _kl(theirs, frequencies)
+    uninformed = mean_kl(theirs, frequencies)
     figures = {
-        "student_kl": _kl(theirs, own),
-        "exact_kl": _kl(theirs, exact),
-        "checkpoint_kl": _kl(theirs, _checkpoint(group, rows)),
+        "student_kl": mean_kl(theirs, own),
+        "exact_kl": mean_kl(theirs, exact),
+        "checkpoint_kl": mean_kl(theirs, group.once("student", lambda: _checkpoint(group, rows))),
     }
     report.measure("nonfinite_elements", int((~torch.isfinite(own)).sum()), unit="elements", method="sum")
     report.measure("compared_tokens", len(theirs), unit="tokens", better="higher")
@@ -60,41 +61,19 @@ def run(group: Group, attention: dict[str, Any]) -> Report:
     }
     for name, value in shares.items():
         report.measure(name, value / uninformed if uninformed else None, unit="of uninformed_kl")
-    report.measure("top1_agreement", _same(theirs, own), unit="of tokens", better="higher")
-    report.facts |= {"teacher": group.row["teacher"]["name"], "top1_in_fp64": round(_same(theirs, exact), 6)}
+    report.measure("top1_agreement", top1_agreement(theirs, own), unit="of tokens", better="higher")
+    report.facts |= {"teacher": group.row["teacher"]["name"], "top1_in_fp64": round(top1_agreement(theirs, exact), 6)}
     return report
-
-
-def _kl(p: torch.Tensor, q: torch.Tensor) -> float:
-    """Mean KL(p || q) in nats; `p` (tokens, vocabulary) and `q`, which broadcasts to it, are log-probabilities."""
-    return float((p.exp() * (p - q)).sum(-1).mean())
-
-
-def _same(p: torch.Tensor, q: torch.Tensor) -> float:
-    return float((p.argmax(-1) == q.argmax(-1)).double().mean())
 
 
 def _checkpoint(group: Group, rows: list[Rows]) -> torch.Tensor:
     """Log-probabilities (tokens, vocabulary) fp64 of the student's checkpoint, computed in fp32 on the CPU."""
-    if "student" not in group.kept:
-        found = []
-        for each in rows:
-            with under_test("forward"), torch.no_grad():
-                found += list(output_of(group.master(**unpadded(each, torch.device("cpu"), torch.float32)), group.task))
-        group.kept["student"] = torch.cat(found).double().log_softmax(-1).to(group.device)
-    student: torch.Tensor = group.kept["student"]
-    return student
-
-
-def _taught(group: Group, rows: list[Rows]) -> list[torch.Tensor]:
-    """Logits (positions, vocabulary) fp64 of the teacher, one a row; worked out once for all backends of the group."""
-    if "taught" not in group.kept:
-        group.kept["taught"] = _ask(group, rows)
-    taught: list[torch.Tensor] = group.kept["taught"]
-    return taught
+    found = torch.cat([row for each in rows for row in group.master_outputs(each)])
+    return found.double().log_softmax(-1).to(group.device)
 
 
 def _ask(group: Group, rows: list[Rows]) -> list[torch.Tensor]:
+    """Logits (positions, vocabulary) fp64 of the teacher, one a row."""
     checkpoint = checkpoints.teacher_of(group.row, group.spec.cache)
     with under_test("load"):
         teacher = from_pretrained(checkpoint, group.task, torch.float32, "eager", torch.device("cpu"))

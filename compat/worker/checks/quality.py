@@ -13,7 +13,6 @@ The answers to 1 and 2 hold for every attention backend that shares the model; t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ from compat.worker import dequantize, reload, schemes
 from compat.worker.calls import under_test
 from compat.worker.checks.agreement import cases
 from compat.worker.group import LARGE_PARAMETERS, Group, Loaded
-from compat.worker.inputs import output_of, unpadded
+from compat.worker.metrics import mean_kl, top1_agreement
 from compat.worker.quantized_products import Kernels, kernels_of
 from compat.worker.report import Report
 from compat.worker.round_trip import RoundTrip, round_trip
@@ -36,17 +35,11 @@ def run(group: Group, attention: dict[str, Any]) -> Report:
     """See the module's docstring. Raises StackError, Unavailable, NoYardstick."""
     report = Report(seed=group.spec.seed)
     loaded = group.loaded(attention)
-    own = _once(group, f"quality {id(loaded.model)} {loaded.alone}", lambda: _Answers(group, loaded))
+    own = group.once(f"quality {id(loaded.model)} {loaded.alone}", lambda: _Answers(group, loaded))
     own.record(report)
     if attention["name"] == "eager" and own.held:
         _loss(group, report)
     return report
-
-
-def _once(group: Group, key: str, make: Callable[[], Any]) -> Any:
-    if key not in group.kept:
-        group.kept[key] = make()
-    return group.kept[key]
 
 
 class _Answers:
@@ -109,15 +102,12 @@ def _loss(group: Group, report: Report) -> None:
     ours, theirs = [], []
     for rows in cases(group)[:2]:
         theirs += list(group.eager_outputs(rows))
-        with under_test("forward"), torch.no_grad():
-            output = group.master(**unpadded(rows, torch.device("cpu"), torch.float32))
-            ours += list(output_of(output, group.task))
+        ours += group.master_outputs(rows)
     r, o = torch.cat(ours).double(), torch.cat(theirs).double().cpu()
     noise = float((o - r).square().mean())
     report.measure("output_sqnr_db", 10 * math.log10(float(r.square().mean()) / noise) if noise else 300.0, unit="dB",
                    better="higher")  # fmt: skip
     if group.task == "feature-extraction":
         return
-    log_r, log_o = torch.log_softmax(r, -1), torch.log_softmax(o, -1)
-    report.measure("output_kl", float((log_r.exp() * (log_r - log_o)).sum(-1).mean()), unit="nats")
-    report.measure("top1_agreement", float((r.argmax(-1) == o.argmax(-1)).double().mean()), better="higher")
+    report.measure("output_kl", mean_kl(torch.log_softmax(r, -1), torch.log_softmax(o, -1)), unit="nats")
+    report.measure("top1_agreement", top1_agreement(r, o), better="higher")
