@@ -2,13 +2,15 @@
 
 `python -m tests.reproduce.proving FAULT SCRIPT` runs a script on a stack that has a fault of compat.faults;
 `python -m tests.reproduce.proving --table [FAULT ...]` proves one fault after the other and prints what came of it.
-`python -m tests.reproduce.proving --run RUN [PATTERN ...]` runs the script of every failing check of a stored run (of
-the cells that fit a pattern) alone, where compat cannot be imported, and prints how each ends; its own exit code is 1
-when a script does not show its failure or a check that is `fail` has none.
+`python -m tests.reproduce.proving --run RUN [--jobs N] [--outcome fail] [PATTERN ...]` runs the script of every failing
+check of a stored run (of the cells that fit a pattern, of one outcome) alone, where compat cannot be imported, N at a
+time, and prints how each ends; its own exit code is 1 when a script does not show its failure or a check that is `fail`
+has none.
 """
 
 from __future__ import annotations
 
+import argparse
 import fnmatch
 import os
 import runpy
@@ -17,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +32,7 @@ from compat.execute.local import check_request, group_spec
 from compat.judge import broken, judge
 from compat.matrix import CellSpec, read_matrix
 from compat.plan import make_plan
-from compat.records import Check, Outcome, Run
+from compat.records import Cell, Check, Outcome, Run
 from compat.render.evidence import kernels, smallest
 from compat.rules import context_of
 from compat.store import read_run
@@ -176,18 +179,28 @@ def without_compat(folder: Path) -> Path:
     return python
 
 
-def scripts_end(run: Run, folder: Path, patterns: Sequence[str], python: Path) -> Iterator[Ended]:
-    """Run the script of every failing check, each in an empty folder and with nothing of the caller's environment but
-    PATH; from `folder` (of the run) where it is there, else made from what is stored."""
-    for cell in run.cells:
-        if patterns and not any(fnmatch.fnmatchcase(cell.id, p) for p in patterns):
-            continue
-        for check in cell.checks:
-            if check.outcome in reproduce.SHOWN or check.evidence.minimal.get("raises"):
-                stored = folder / reproduce.FOLDER / check.evidence.script
-                there = check.evidence.script and stored.is_file()
-                text = stored.read_text(encoding="utf-8") if there else reproducer(run, cell, check)
-                yield _ends(cell.id, check, text, python)
+def scripts_end(
+    run: Run, folder: Path, patterns: Sequence[str], python: Path, jobs: int = 1, outcome: str = ""
+) -> Iterator[Ended]:
+    """Run the script of every failing check (of one outcome, where `outcome` names it), `jobs` at a time, each in an
+    empty folder and with nothing of the caller's environment but PATH; from `folder` (of the run) where it is there,
+    else made from what is stored."""
+    asked = [
+        (cell.id, check, _script(run, folder, cell, check))
+        for cell in run.cells
+        if not patterns or any(fnmatch.fnmatchcase(cell.id, p) for p in patterns)
+        for check in cell.checks
+        if (check.outcome in reproduce.SHOWN or check.evidence.minimal.get("raises"))
+        and outcome in ("", check.outcome.value)
+    ]
+    with ThreadPoolExecutor(jobs) as pool:
+        yield from pool.map(lambda one: _ends(one[0], one[1], one[2], python), asked)
+
+
+def _script(run: Run, folder: Path, cell: Cell, check: Check) -> str:
+    stored = folder / reproduce.FOLDER / check.evidence.script
+    there = check.evidence.script and stored.is_file()
+    return stored.read_text(encoding="utf-8") if there else reproducer(run, cell, check)
 
 
 def _ends(cell: str, check: Check, text: str, python: Path) -> Ended:
@@ -206,14 +219,21 @@ def _ends(cell: str, check: Check, text: str, python: Path) -> Ended:
     return Ended(cell, check, ended.returncode, last, seen, seconds)
 
 
-def _run_scripts(folder: Path, patterns: Sequence[str]) -> int:
+def _run_scripts(words: Sequence[str]) -> int:
     """The table of a stored run; the exit code."""
-    run = read_run(folder)
+    parser = argparse.ArgumentParser(prog="python -m tests.reproduce.proving --run")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("patterns", nargs="*")
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--outcome", choices=[o.value for o in Outcome], default="")
+    asked = parser.parse_intermixed_args(words)
+    folder, run = asked.folder, read_run(asked.folder)
     wrong = count = 0
     with tempfile.TemporaryDirectory() as scratch:
         python = without_compat(Path(scratch) / "venv")
         print("| cell | check | outcome | exit code | seconds | last line | before it |\n|:--|:--|:--|--:|--:|:--|:--|")
-        for one in scripts_end(run, folder if folder.is_dir() else folder.parent, patterns, python):
+        where = folder if folder.is_dir() else folder.parent
+        for one in scripts_end(run, where, asked.patterns, python, asked.jobs, asked.outcome):
             count, wrong = count + 1, wrong + (not one.shown)
             code = "-" if one.code is None else str(one.code)
             told = [one.cell, one.check.name, one.check.outcome.value, code, f"{one.seconds:.0f}", one.last, one.seen]
@@ -226,6 +246,6 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--table"]:
         _table(sys.argv[2:])
     elif sys.argv[1:2] == ["--run"]:
-        sys.exit(_run_scripts(Path(sys.argv[2]), sys.argv[3:]))
+        sys.exit(_run_scripts(sys.argv[2:]))
     else:
         _run_with_fault(*sys.argv[1:3])
