@@ -230,7 +230,7 @@ def of(check: Check, axes: Mapping[str, str], task: str) -> Body | None:
     if minimal.get("raises") and case:
         return raised.raised(case, minimal["raises"])
     if case:
-        return _of_case(check, case, quantized)
+        return _of_case(check, case, quantized, axes["attention"] == "eager")
     if check.name == "gradient":
         return gradient(check, task, judge(quantized), needs(quantized))
     make = {
@@ -253,7 +253,7 @@ def needs(quantized: bool) -> tuple[Name, ...]:
     return (*REFERENCE, *(DEQUANTIZED if quantized else ()))
 
 
-def _of_case(check: Check, case: dict[str, Any], quantized: bool) -> Body | None:
+def _of_case(check: Check, case: dict[str, Any], quantized: bool, eager: bool) -> Body | None:
     kind = calls.kind_of(case)
     if kind == "repeat":
         return Body(calls.ALONE + _REPEAT, {"CASE": case}, calls.IMPORTED)
@@ -261,6 +261,9 @@ def _of_case(check: Check, case: dict[str, Any], quantized: bool) -> Body | None
         return Body(calls.ALONE + calls.BATCH + _REPLAY, {"CASE": case}, (*calls.IMPORTED, *REPLAYED))
     if kind not in _JUDGED:
         return None
-    constants = {"CASE": case, "BOUNDS": check.evidence.minimal.get("beyond", {})}
+    bounds = dict(check.evidence.minimal.get("beyond", {}))
+    if eager and "yardstick_error" in bounds:  # the script's yardstick is each row alone: the call itself is eager too
+        bounds["candidate_error"] = bounds["yardstick_error"]
+    constants = {"CASE": case, "BOUNDS": bounds}
     own = calls.KINDS[kind][1] if kind in calls.KINDS else ()
     return Body(_JUDGED[kind] + "\n" + judge(quantized), constants, (*needs(quantized), *own))

@@ -52,6 +52,19 @@ def plain_inputs(model: Any) -> dict[str, Any]:
 '''
 
 _QUALITY = '''
+def dequantize_error(module: Any, weight: torch.Tensor) -> float:
+    """What the library makes of the codes, in eps of its dtype times the largest weight; where it raises or has another
+    shape, as if it were off by the largest weight."""
+    try:
+        theirs = dequantized_by_library(module).cpu()
+    except Exception as error:
+        print(f"  dequantizing raised {type(error).__name__}: {error}")
+        return 1 / torch.finfo(torch.float32).eps
+    if theirs.shape != weight.shape:
+        return 1 / torch.finfo(theirs.dtype).eps
+    return float((theirs.double() - weight).abs().max()) / (torch.finfo(theirs.dtype).eps * float(weight.abs().max()))
+
+
 def main() -> bool:
     """Every quantized linear: its codes against the checkpoint's weight, and its product against fp64."""
     where = checkpoint()
@@ -90,8 +103,7 @@ def main() -> bool:
         if path not in seen:
             continue
         weight = weights[path].double()
-        theirs, own = dequantized_by_library(module).cpu().double(), weights[path]
-        dequantized.append(float((theirs - weight).abs().max()) / (torch.finfo(DTYPE).eps * float(own.abs().max())))
+        dequantized.append(dequantize_error(module, weight))
         bias = getattr(master.get_submodule(path), "bias", None)
         more = 0.0 if bias is None else bias.detach().to(DTYPE).double()
         x = seen[path][0].reshape(-1, weight.shape[1]).clone().requires_grad_()

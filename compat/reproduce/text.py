@@ -228,7 +228,10 @@ def script(
         names, having = SHAPE, _SHAPE
     elif row.get("source") == "probe" and "teacher" in row:
         names, having = STUDENT, _FILES.replace(_BUILT, _STUDENT)
-    imports, definitions = carved(*MODEL, *names, *needs)
+    foot, mending = _FOOT, _mending(constants)
+    if mending:
+        foot = foot.replace("    shows = main()", "    print(mended(QUANTIZATION['library']))\n    shows = main()")
+    imports, definitions = carved(*MODEL, *names, *needs, *mending)
     lines = sorted(
         {*imports, *_OWN_IMPORTS}, key=lambda x: (x.startswith("from torch"), "torch" in x or "transf" in x, x)
     )
@@ -237,4 +240,11 @@ def script(
     told = "".join(comment(name, words) + "\n" for name, words in about)
     head = _HEAD.replace("ABOUT\n", told + "\n" if told else "") + "\n".join(lines) + "\n\n" + special + named + "\n"
     model = _MODEL + having + _RUN
-    return f"{head}\n\n{main.strip()}\n{model}\n\n{definitions}\n{_FOOT}"
+    return f"{head}\n\n{main.strip()}\n{model}\n\n{definitions}\n{foot}"
+
+
+def _mending(constants: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    """What lets old libraries load at all, where the run had it mended too (stack_api.mended knows which do not)."""
+    library = (constants["QUANTIZATION"] or {}).get("library")
+    old = str(constants["MEASURED_WITH"].get("transformers", "")).startswith("4.")
+    return (("stack_api", "mended"),) if library and old and constants["DEVICE_NAME"] == "cpu" else ()

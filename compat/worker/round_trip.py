@@ -70,7 +70,7 @@ def round_trip(group: Group, held: dict[str, Stored | Affine], kernels: Kernels)
     restored = _save_and_reload(group, model, again, found)
     for path in kernels.inputs:
         if path in modules:
-            found.dequantized.append(_dequantize_error(modules[path], again[path]))
+            found.dequantized.append(_dequantize_error(modules[path], again[path], found))
     before = weights_bytes(model)
     _train(group, modules, again, kernels, found)
     grown = weights_bytes(model) - before - held_bytes_growth(again)
@@ -81,7 +81,7 @@ def round_trip(group: Group, held: dict[str, Stored | Affine], kernels: Kernels)
     first, second = (_forward(group, m, inputs) for m in (model, restored))
     found.counts["saved_output_differing"] = int((first != second).sum())
     if group.spec.at_least("deep"):
-        errors = [_dequantize_error(modules[path], own) for path, own in again.items()]
+        errors = [_dequantize_error(modules[path], own, found) for path, own in again.items()]
         found.counts["dequantized_after_forward_differing"] = sum(error > ROUNDING for error in errors)
         after, _ = _saved(group, model, again, found)
         found.counts["saved_after_forward_differing"] = after
@@ -155,13 +155,14 @@ def _saved(group: Group, model: Any, held: dict[str, Stored | Affine], into: Rou
     return count, restored
 
 
-def _dequantize_error(module: Any, held: Stored | Affine) -> float:
-    """The library's own dequantization against ours, in eps of its dtype times the largest weight; where it raises or
-    has another shape, as if it were off by the largest weight."""
+def _dequantize_error(module: Any, held: Stored | Affine, into: RoundTrip) -> float:
+    """The library's own dequantization against ours, in eps of its dtype times the largest weight; where it raises
+    (then told in the facts) or has another shape, as if it were off by the largest weight."""
     try:
         with under_test("dequantize"):
             theirs = stack_api.dequantized_by_library(module)
-    except StackError:
+    except StackError as error:
+        into.facts.setdefault("dequantize", f"raised {type(error.original).__name__}: {error.original}"[:160])
         return 1 / torch.finfo(torch.float32).eps
     own = dequantize.dequantize(held)
     if theirs.shape != own.shape:

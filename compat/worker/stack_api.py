@@ -561,13 +561,17 @@ def stated_dtype(model: Any) -> torch.dtype | None:
 
 
 def dequantized_by_library(module: Any) -> torch.Tensor:
-    """What the library makes of a quantized linear's weight (merging adapters, `dequantize`)."""
+    """What the library makes of a quantized linear's weight (merging adapters, `dequantize`). Before transformers 5 its
+    function wants the dtype too: that of the layer in 4 bit, fp32 for int8, which is what it gives since."""
     if hasattr(module.weight, "dequantize") and type(module.weight).__module__.startswith(("torchao", "optimum")):
         own: torch.Tensor = module.weight.dequantize()
         return own
     from transformers.integrations.bitsandbytes import dequantize_bnb_weight
 
-    weight: torch.Tensor = dequantize_bnb_weight(module.weight, getattr(module, "state", None))
+    named: dict[str, Any] = {"state": getattr(module, "state", None)}
+    if TRANSFORMERS < (5,):
+        named["dtype"] = getattr(getattr(module.weight, "quant_state", None), "dtype", torch.float32)
+    weight: torch.Tensor = dequantize_bnb_weight(module.weight, **named)
     return weight
 
 
