@@ -105,12 +105,13 @@ def recording(model: torch.nn.Module) -> Iterator[Recording]:
 
 
 def _tensors(values: Mapping[str, Any], depth: int = 0) -> Iterator[tuple[str, torch.Tensor]]:
-    """Names and tensors of arguments or outputs, without masks; tuples, lists and output objects are looked into."""
+    """Names and tensors of arguments or outputs, without masks and nested tensors, whose rows have no common shape;
+    tuples, lists and output objects are looked into."""
     for name, value in values.items():
         if "mask" in name:
             continue
         if isinstance(value, torch.Tensor):
-            if value.dtype != torch.bool and value.device.type != "meta":
+            if value.dtype != torch.bool and value.device.type != "meta" and not value.is_nested:
                 yield name, value
         elif depth < 2 and isinstance(value, (tuple, list)):
             yield from _tensors({f"{name}.{i}": v for i, v in enumerate(value)}, depth + 1)

@@ -134,12 +134,14 @@ def _cache(group: Group) -> list[Case]:
             alone | {"steps": [length - 4, 1, 1, ["crop", 3], 2, 1, 2]},
             batch | {"steps": [length - 4, 1, ["reorder", [2, 0, 0, 1]], 1, 2]},
         ]
-    repetitive = [t for _ in range(3) for t in rows.tokens[0][:8]]
-    lookup = {"kind": "generate", "rows": [repetitive], "new": 16, "settings": {"prompt_lookup_num_tokens": 3}}
     if stack_api.takes_static_cache(group.master):
         once = alone | {"cache": "static", "room": length + ROOM}
         found += [once, once | {"steps": [9, 1, 1, ["reset"], *alone["steps"]]}]
-    return [*found, lookup | {"side": "left", "length": len(repetitive), "pad": group.source.pad}]
+    if stack_api.records_kept_tokens():
+        repetitive = [t for _ in range(3) for t in rows.tokens[0][:8]]
+        lookup = {"kind": "generate", "rows": [repetitive], "new": 16, "settings": {"prompt_lookup_num_tokens": 3}}
+        found.append(lookup | {"side": "left", "length": len(repetitive), "pad": group.source.pad})
+    return found
 
 
 def _generation(group: Group) -> list[Case]:
