@@ -67,6 +67,11 @@ class Grid:
         """The cell there, or None when the matrix does not hold it."""
         return self.cells.get((model, attention))
 
+    def among(self, values: Iterable[str], place: int) -> tuple[str, ...]:
+        """Those of `values` (models, `place` 0, or attention backends, 1) that have a cell in this dtype."""
+        here = {key[place] for key in self.cells}
+        return tuple(v for v in values if v in here)
+
 
 @dataclass(frozen=True)
 class Panel:

@@ -129,7 +129,7 @@ def _environment(report: Report) -> Iterator[str]:
 def _panel(panel: Panel, dtypes: Collection[str] | None) -> Iterator[str]:
     for grid in panel.grids:
         if dtypes is None or grid.dtype in dtypes:
-            yield f"{code(grid.dtype)}, {_title(panel)}\n\n{_grid(panel, grid)}"
+            yield f"{code(grid.dtype)}, {_title(panel)}\n\n{_grid(panel, grid)}{_absent(panel, grid)}"
     if panel.missing_models and dtypes is None:
         yield "Not in the matrix here: " + ", ".join(code(m, 60) for m in panel.missing_models)
 
@@ -139,14 +139,25 @@ def _title(panel: Panel) -> str:
 
 
 def _grid(panel: Panel, grid: Grid) -> str:
-    head = ["model", *(code(a, 60) for a in panel.attentions)]
+    """The table of one dtype, without the rows and columns that hold no cell in it."""
+    models, attentions = grid.among(panel.models, 0), grid.among(panel.attentions, 1)
     rows = []
-    for model in panel.models:
-        cells = [grid.at(model, attention) for attention in panel.attentions]
+    for model in models:
+        cells = [grid.at(model, attention) for attention in attentions]
         rows.append(
             [code(model, 60), *(_mark(symbol(c.outcome if c else None), bool(c and c.outcome in BAD)) for c in cells)]
         )
-    return _table(head, rows, "l" + "c" * len(panel.attentions))
+    return _table(["model", *(code(a, 60) for a in attentions)], rows, "l" + "c" * len(attentions))
+
+
+def _absent(panel: Panel, grid: Grid) -> str:
+    """The rows and columns of the panel that the table of one dtype leaves out."""
+    left = [
+        ", ".join(code(value, 60) for value in values if value not in grid.among(values, place))
+        for place, values in enumerate((panel.models, panel.attentions))
+    ]
+    named = [f"{what} {those}" for what, those in zip(("models", "attention"), left, strict=True) if those]
+    return f"\n\nNot in the matrix in {code(grid.dtype)}: {'; '.join(named)}" if named else ""
 
 
 def _mark(mark: Symbol, bold: bool = False) -> str:
@@ -156,7 +167,12 @@ def _mark(mark: Symbol, bold: bool = False) -> str:
 
 def _legend(shown: Sequence[tuple[Panel, Grid]]) -> str:
     present = {c.outcome for _, grid in shown for c in grid.cells.values()}
-    gap = any(grid.at(m, a) is None for panel, grid in shown for m in panel.models for a in panel.attentions)
+    gap = any(
+        grid.at(m, a) is None
+        for panel, grid in shown
+        for m in grid.among(panel.models, 0)
+        for a in grid.among(panel.attentions, 1)
+    )
     marks = [SYMBOLS[o] for o in READING_ORDER if o in present] + ([symbol(None)] if gap else [])
     return "\n".join(f"- {_mark(s)} {s.word}" + (f": {s.meaning}" if s.meaning else "") for s in marks)
 
