@@ -201,12 +201,6 @@ def takes_packed_rows(model: Any) -> bool:
     return TRANSFORMERS >= (5,) or _library_makes_masks(model)
 
 
-def records_kept_tokens() -> bool:
-    """Whether assisted generation records logits of the tokens that it keeps: seen on transformers 4.48 and later; 4.45
-    records those of whole drafts, refused tokens and all."""
-    return TRANSFORMERS >= (4, 48)
-
-
 def answers_as_stored() -> bool:
     """Whether the stored answers of probes hold here: they were made with transformers 5. Older versions read a probe's
     config in their own way and name its parameters otherwise, by which weights are drawn: another model, not a wrong

@@ -137,7 +137,7 @@ def _cache(group: Group) -> list[Case]:
     if stack_api.takes_static_cache(group.master):
         once = alone | {"cache": "static", "room": length + ROOM}
         found += [once, once | {"steps": [9, 1, 1, ["reset"], *alone["steps"]]}]
-    if stack_api.records_kept_tokens():
+    if stack_api.returns_logits_of_drafts():
         repetitive = [t for _ in range(3) for t in rows.tokens[0][:8]]
         lookup = {"kind": "generate", "rows": [repetitive], "new": 16, "settings": {"prompt_lookup_num_tokens": 3}}
         found.append(lookup | {"side": "left", "length": len(repetitive), "pad": group.source.pad})
