@@ -68,44 +68,40 @@ DECODE = '''
 def called(model: Any) -> tuple[list[torch.Tensor], list[int]]:
     """The rows in pieces through a cache: logits, and the positions of all rows one after the other that they are for.
 
-    Of CASE["steps"] a number feeds so many columns; ["reorder", order], ["crop", columns], ["reset"] act on the cache.
+    Of CASE["steps"] a number feeds so many columns; a list does something to the cache (Feeding).
     """
-    fed, width = CASE.get("decoder") or CASE["rows"], CASE["length"]
-    slots, cache, at, logits, places = list(range(len(fed))), None, 0, [], []
+    fed, width, logits, places = CASE.get("decoder") or CASE["rows"], CASE["length"], [], []
+    way = Feeding(list(range(len(fed))))
     starts = [sum(len(r) for r in fed[:i]) for i in range(len(fed))]
     if CASE["cache"] == "static":
-        cache = static_cache(model, len(fed), CASE.get("room", width), max(len(r) for r in CASE["rows"]))
+        way.cache = static_cache(model, len(fed), CASE.get("room", width), max(len(r) for r in CASE["rows"]))
+    elif CASE["cache"] == "plain":
+        way.cache = dynamic_cache(model.config, plain=True)
     named = cache_argument(model)
     for step in CASE["steps"]:
-        if step == ["reset"]:
-            cache.reset()
-            at = 0
-        elif isinstance(step, list) and step[0] == "crop":
-            cache.crop(-step[1])
-            at -= step[1]
-        elif isinstance(step, list):
-            cache.reorder_cache(torch.tensor(step[1], device=DEVICE))
-            slots = [slots[i] for i in step[1]]
-        else:
-            pads = [width - len(fed[row]) for row in slots]
-            ids = [([CASE["pad"]] * pad + fed[row])[at : at + step] for row, pad in zip(slots, pads)]
-            arguments = {"input_ids": torch.tensor(ids, device=DEVICE)}
-            if CASE.get("decoder"):
-                arguments = {"decoder_input_ids": arguments["input_ids"], "input_ids": torch.tensor(CASE["rows"])}
-                arguments["input_ids"] = arguments["input_ids"].to(DEVICE)
-            columns, before = torch.arange(at + step, device=DEVICE)[None], torch.tensor(pads, device=DEVICE)[:, None]
-            if any(pads):
-                arguments["attention_mask"] = (columns >= before).long()
-            if not CASE.get("decoder") and CASE.get("positions", True) and accepts(model, "position_ids"):
-                arguments["position_ids"] = (columns - before).clamp_min(0)[:, -step:]
-            with forced_sdpa_kernel(SDPA_KERNEL), torch.no_grad():
-                output = model(**arguments, use_cache=True, **{named: cache})
-            cache = getattr(output, named)
-            for slot, (row, pad) in enumerate(zip(slots, pads)):
-                first = max(at, pad)
-                logits.append(output.logits[slot, first - at :])
-                places += [starts[row] + p - pad for p in range(first, at + step)]
-            at += step
+        if isinstance(step, list):
+            way.act(step, DEVICE)
+            continue
+        at, pads = way.at, [width - len(fed[row]) for row in way.slots]
+        ids = [([CASE["pad"]] * pad + fed[row])[at : at + step] for row, pad in zip(way.slots, pads)]
+        arguments = {"input_ids": torch.tensor(ids, device=DEVICE)}
+        if CASE.get("decoder"):
+            arguments = {"decoder_input_ids": arguments["input_ids"], "input_ids": torch.tensor(CASE["rows"])}
+            arguments["input_ids"] = arguments["input_ids"].to(DEVICE)
+        columns, before = torch.arange(at + step, device=DEVICE)[None], torch.tensor(pads, device=DEVICE)[:, None]
+        if any(pads) or CASE.get("wide"):
+            unused = max(0, CASE.get("room", 0) - at - step) if CASE.get("wide") else 0
+            arguments["attention_mask"] = torch.nn.functional.pad((columns >= before).long(), (0, unused))
+        if not CASE.get("decoder") and CASE.get("positions", True) and accepts(model, "position_ids"):
+            arguments["position_ids"] = (columns - before).clamp_min(0)[:, -step:]
+        with forced_sdpa_kernel(SDPA_KERNEL), torch.no_grad():
+            output = model(**arguments, use_cache=True, **{named: way.cache})
+        way.cache = getattr(output, named)
+        for slot, (row, pad) in enumerate(zip(way.slots, pads)):
+            first = max(at, pad)
+            logits.append(output.logits[slot, first - at :])
+            places += [starts[row] + p - pad for p in range(first, at + step)]
+        way.at += step
     return logits, places
 '''
 
@@ -134,7 +130,16 @@ KINDS: dict[str, tuple[str, tuple[Name, ...]]] = {
     "images": (IMAGES, (("inputs", "sample_shape"),)),
     "padded": (ALONE + BATCH + PADDED, (("inputs", "padded"),)),
     "packed": (PACKED, ()),
-    "decode": (DECODE, (("stack_api", "static_cache"), ("stack_api", "accepts"), ("stack_api", "cache_argument"))),
+    "decode": (
+        DECODE,
+        (
+            ("feeding", "Feeding"),
+            ("stack_api", "static_cache"),
+            ("stack_api", "dynamic_cache"),
+            ("stack_api", "accepts"),
+            ("stack_api", "cache_argument"),
+        ),
+    ),
     "generate": (ALONE + BATCH + GENERATE, (("inputs", "padded"),)),
     "train": (TRAIN, (("training", "trainable"), ("raised", "loss_of"))),
 }

@@ -12,6 +12,7 @@ reference of each row alone and unpadded. `compat.worker.explain` makes cases sm
     {"kind": "packed", "rows"}                                        rows in one, position ids restarting, no mask
     {"kind": "decode", "rows", "decoder", "length", "pad", "steps", "cache"}       in pieces, through a cache
     {"kind": "decode", ..., "positions": false}                       without position ids
+    {"kind": "decode", ..., "cache": "static", "room", "wide": true}  a mask over all slots of a static cache
     {"kind": "generate", "rows", "side", "length", "pad", "new"}      greedy generation, judged token by token
     {"kind": "replay", ..., "new", "settings"}                        generation, against our own rules on its logits
     {"kind": "repeat", "rows"}                                        the same forward again
@@ -27,7 +28,8 @@ import torch
 
 from compat.worker import oracles, replay, stack_api
 from compat.worker.calls import under_test
-from compat.worker.divergence import Window
+from compat.worker.divergence import FEW, Window
+from compat.worker.feeding import Feeding
 from compat.worker.group import Group, Loaded
 from compat.worker.inputs import Padded, Rows, padded, unpadded
 from compat.worker.metrics import Agreement
@@ -107,6 +109,12 @@ def _compared(group: Group, rows: Rows, outputs: Sequence[torch.Tensor]) -> Figu
     return _named(group.yardstick(rows).compare(torch.cat(list(outputs))))
 
 
+def _few(found: Agreement) -> Figures:
+    """The figures of some positions of the rows. The yardstick is of all of them, so that of fewer than FEW the mean
+    may be off as a single one may, which `ratio_token` judges."""
+    return {n: value for n, value in _named(found).items() if n != "ratio_rms" or found.tokens >= FEW}
+
+
 def _named(found: Agreement) -> Figures:
     excess = None if found.kl is None else found.kl - 4 * found.kl_yardstick
     return {
@@ -133,46 +141,36 @@ class Piece:
 def pieces(group: Group, loaded: Loaded, case: Case) -> list[Piece]:
     """Run a `decode` case: what came back, valid positions only. Each call sees the cache that the last one left.
 
-    `steps`: a number feeds so many columns of every slot; ["reorder", order] lets slot i go on with what slot order[i]
-    has seen and with its row; ["crop", count] forgets columns, which are then fed again; ["reset"] begins again. Rows
-    stand on the right of `length` columns. Encoder-decoder models decode `decoder` over encoder rows of one length.
+    `steps`: a number feeds so many columns of every slot; a list does something to the cache (compat.worker.feeding).
+    Rows stand on the right of `length` columns. Encoder-decoder models decode `decoder` over encoder rows of one
+    length. `cache`: `dynamic` is made by the model, `plain` by the user, who tells it nothing of the config, `static`
+    has `room` slots.
     """
     fed = case.get("decoder") or case["rows"]
-    slots = list(range(len(fed)))
     width = case["length"]
-    cache: Any = None
-    if case["cache"] == "static":
-        with under_test("cache"):
+    way = Feeding(list(range(len(fed))))
+    with under_test("cache"):
+        if case["cache"] == "static":
             room = int(case.get("room") or width)
-            cache = stack_api.static_cache(loaded.model, len(fed), room, max(len(r) for r in case["rows"]))
+            way.cache = stack_api.static_cache(loaded.model, len(fed), room, max(len(r) for r in case["rows"]))
+        elif case["cache"] == "plain":
+            way.cache = stack_api.dynamic_cache(loaded.model.config, plain=True)
     found: list[Piece] = []
-    at = 0
     for step in case["steps"]:
         if not isinstance(step, int):
             with under_test("cache"):
-                slots, at = _on_cache(cache, step, slots, at, group.device)
+                way.act(step, group.device)
             continue
-        own = [[group.source.pad] * (width - len(fed[i])) + list(fed[i]) for i in slots]
-        arguments = _fed(group, loaded, case, own, [width - len(fed[i]) for i in slots], at, step)
-        output = loaded.forward(**arguments, use_cache=True, past_key_values=cache)
-        cache = output.past_key_values
-        for slot, row in enumerate(slots):
-            first = max(at, width - len(fed[row]))
-            if first < at + step:
-                found.append(Piece(row, first - (width - len(fed[row])), output.logits[slot, first - at :]))
-        at += step
+        own = [[group.source.pad] * (width - len(fed[i])) + list(fed[i]) for i in way.slots]
+        arguments = _fed(group, loaded, case, own, [width - len(fed[i]) for i in way.slots], way.at, step)
+        output = loaded.forward(**arguments, use_cache=True, past_key_values=way.cache)
+        way.cache = output.past_key_values
+        for slot, row in enumerate(way.slots):
+            first = max(way.at, width - len(fed[row]))
+            if first < way.at + step:
+                found.append(Piece(row, first - (width - len(fed[row])), output.logits[slot, first - way.at :]))
+        way.at += step
     return found
-
-
-def _on_cache(cache: Any, step: Any, slots: list[int], at: int, device: torch.device) -> tuple[list[int], int]:
-    if step[0] == "reorder":
-        cache.reorder_cache(torch.tensor(step[1], device=device))
-        return [slots[i] for i in step[1]], at
-    if step[0] == "crop":
-        cache.crop(-step[1])
-        return slots, at - step[1]
-    cache.reset()
-    return slots, 0
 
 
 def _fed(
@@ -184,8 +182,9 @@ def _fed(
     arguments = {"input_ids": ids}
     columns = torch.arange(at + step, device=group.device)[None]
     pads_before = torch.tensor(gaps, device=group.device)[:, None]
-    if any(gaps):
-        arguments["attention_mask"] = (columns >= pads_before).long()
+    if any(gaps) or case.get("wide"):
+        unused = max(0, int(case.get("room", 0)) - at - step) if case.get("wide") else 0
+        arguments["attention_mask"] = torch.nn.functional.pad((columns >= pads_before).long(), (0, unused))
     if case.get("positions", True) and stack_api.accepts(loaded.model, "position_ids"):
         arguments["position_ids"] = (columns - pads_before).clamp_min(0)[:, -step:]
     return arguments
@@ -198,7 +197,7 @@ def _decode(group: Group, loaded: Loaded, case: Case) -> Figures:
         starts.append(starts[-1] + len(fed))
     found = pieces(group, loaded, case)
     at = torch.cat([torch.arange(len(p.logits)) + starts[p.row] + p.first for p in found]).to(group.device)
-    return _named(group.yardstick(rows).compare(torch.cat([p.logits for p in found]), at))
+    return _few(group.yardstick(rows).compare(torch.cat([p.logits for p in found]), at))
 
 
 def _repeat(group: Group, loaded: Loaded, case: Case) -> Figures:
@@ -245,6 +244,7 @@ def generated(group: Group, loaded: Loaded, case: Case) -> Any:
     batch, new = batch_of(group, loaded, case).arguments, case["new"]
     settings = {"max_new_tokens": new, "min_new_tokens": new, "do_sample": False, "pad_token_id": case["pad"]}
     settings |= {"return_dict_in_generate": True, "output_logits": True, **case.get("settings", {})}
+    stack_api.forget_generations(loaded.model)
     return loaded.generate(**{k: batch[k] for k in ("input_ids", "attention_mask")}, **settings)
 
 
@@ -272,7 +272,7 @@ def _generate(group: Group, loaded: Loaded, case: Case) -> Figures:
         rows = alone(group, case, i, out)
         whole, eager = group.reference_outputs(rows)[0], group.eager_outputs(rows)[0]
         at = torch.arange(len(whole) - new, len(whole), device=whole.device)
-        seen.append(_named(group.yardstick(rows).compare(logits[i], at)))
+        seen.append(_few(group.yardstick(rows).compare(logits[i], at)))
         r = whole[-new:].double().clone()
         allowed = 4 * (eager[-new:].double() - r).abs().amax(-1)
         r[:, forbidden] = -torch.inf
@@ -371,19 +371,18 @@ def windows(group: Group, case: Case) -> list[list[Window]]:
 
 def _decode_windows(case: Case) -> list[list[Window]]:
     fed, width = case.get("decoder") or case["rows"], case["length"]
-    slots, at = list(range(len(fed))), 0
+    way = Feeding(list(range(len(fed))))
     found: list[list[Window]] = [[] for _ in fed]
     for step in case["steps"]:
         if not isinstance(step, int):
-            slots = [slots[i] for i in step[1]] if step[0] == "reorder" else slots
-            at = at - step[1] if step[0] == "crop" else 0 if step[0] == "reset" else at
+            way.act(step)
             continue
         for row in range(len(fed)):
             pad = width - len(fed[row])
-            slot = slots.index(row) if row in slots else 0
-            first = max(at, pad)
+            slot = way.slots.index(row) if row in way.slots else 0
+            first = max(way.at, pad)
             # a row that no slot follows has no positions in this forward
-            count = max(0, at + step - first) if row in slots else 0
-            found[row].append(Window(slot, step, first - at if count else 0, first - pad if count else 0, count))
-        at += step
+            count = max(0, way.at + step - first) if row in way.slots else 0
+            found[row].append(Window(slot, step, first - way.at if count else 0, first - pad if count else 0, count))
+        way.at += step
     return found

@@ -68,7 +68,7 @@ def _fewer_settings(best: list[Case], tried: Shows) -> None:
 
 def _fewer_rows(best: list[Case], tried: Shows) -> None:
     count = cases.size(best[0])
-    if any(not isinstance(step, int) and step[0] == "reorder" for step in best[0].get("steps", ())):
+    if any(not isinstance(step, int) and step[0] in ("reorder", "select") for step in best[0].get("steps", ())):
         return  # the order names rows
     if count == 1 or any(tried(cases.only(best[0], [i])) for i in range(count)):
         return

@@ -388,6 +388,13 @@ def returns_logits_of_drafts() -> bool:
     return TRANSFORMERS >= (4, 46)
 
 
+def forget_generations(model: Any) -> None:
+    """Take back what earlier calls of `generate` left on `model` for later ones: the length of its static caches since
+    transformers 5, a static cache before."""
+    for name in ("_previous_max_cache_length", "_cache"):
+        vars(model).pop(name, None)
+
+
 def first_cache(model: Any) -> Any:
     """What to give for the cache in a first forward so that a cache object comes back: nothing since transformers 4.48;
     before, an empty one where the family takes it, since it answers a forward without one with tuples."""

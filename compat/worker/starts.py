@@ -61,9 +61,9 @@ def _ways(group: Group, check: str) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = [{}]
     if check == "cache":
         found += [
-            {"prefill_chunk_size": 13},
+            {"prefill_chunk_size": CHUNK},
             {"cache_implementation": "static", **compiled},
-            {"cache_implementation": "static", "prefill_chunk_size": 13, **compiled},
+            {"cache_implementation": "static", "prefill_chunk_size": CHUNK, **compiled},
         ]
     return [*found, {"num_beams": 3}, {"do_sample": True, "top_k": 20}, {"output_attentions": True}]
 
@@ -89,6 +89,9 @@ def _plain(kind: str, rows: Rows, **more: Any) -> Case:
 
 ROOM = 5
 """Slots of a static cache beyond the tokens: one that is filled too far must not end as an error of the index."""
+
+CHUNK = 13
+"""Columns of a prefill in chunks."""
 
 PADDED_LENGTHS = (49, 46, 40, 34)
 """As the padding check's: pads of 0, 3, 9 and 15."""
@@ -134,9 +137,20 @@ def _cache(group: Group) -> list[Case]:
             alone | {"steps": [length - 4, 1, 1, ["crop", 3], 2, 1, 2]},
             batch | {"steps": [length - 4, 1, ["reorder", [2, 0, 0, 1]], 1, 2]},
         ]
+        found += [
+            batch | {"steps": [length - 4, 1, ["select", [0, 2]], ["repeat", 2], 1, 2]},
+            alone | {"cache": "plain", "steps": [20, length - 25, ["crop", 6], ["copy"], 1, 3, ["back"], 1, 2, 8]},
+        ]
+    ways: list[dict[str, Any]] = [{}, {"prefill_chunk_size": CHUNK}]
     if stack_api.takes_static_cache(group.master):
         once = alone | {"cache": "static", "room": length + ROOM}
         found += [once, once | {"steps": [9, 1, 1, ["reset"], *alone["steps"]]}]
+        two = only(batch, [0, 1]) | {"cache": "static", "room": length + ROOM}
+        found += [two, two | {"wide": True}]
+        compiled = {} if group.device.type == "cpu" else {"disable_compile": True}
+        ways.append({"cache_implementation": "static", "prefill_chunk_size": CHUNK, **compiled})
+    spoken = {"side": "left", "length": length, "pad": group.source.pad, "new": 8}
+    found += [_plain("generate", rows, settings=settings, **spoken) for settings in ways]
     if stack_api.returns_logits_of_drafts():
         repetitive = [t for _ in range(3) for t in rows.tokens[0][:8]]
         lookup = {"kind": "generate", "rows": [repetitive], "new": 16, "settings": {"prompt_lookup_num_tokens": 3}}

@@ -37,6 +37,7 @@ CASES: dict[str, dict[str, Any]] = {
     "padded": {"kind": "padded", **LAYOUT},
     "packed": {"kind": "packed", "rows": [[5, 6], [7]]},
     "decode": {"kind": "decode", **LAYOUT, "steps": [2, ["crop", 1], 2], "cache": "dynamic"},
+    "decode with a copy": {"kind": "decode", **LAYOUT, "steps": [2, ["copy"], 1, ["back"], 1], "cache": "plain"},
     "generate": {"kind": "generate", **LAYOUT, "new": 2},
     "replay": {"kind": "replay", **LAYOUT, "new": 2, "settings": {"repetition_penalty": 1.3}},
     "repeat": {"kind": "repeat", "rows": [[5, 6]]},
