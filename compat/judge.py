@@ -24,6 +24,9 @@ from compat.speed import figures as speed_figures
 
 _HERE = Path(__file__).parent
 
+GONE = 1e9
+"""The distance of an output that is no longer there, or not finite."""
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -159,14 +162,29 @@ def derive(check: str, measured: tuple[Measurement, ...], facts: Mapping[str, An
 
 
 def _with_answer(check: Check, context: Context) -> Check:
-    """`check` with the distance of the reference's answer from the stored one, where it gave one and one is stored."""
+    """`check` with the distance of the reference's answer, and of all that the model returns, from what is stored,
+    where it gave them and they are stored."""
     given, stored = check.evidence.facts.get("answer"), context.answer
-    kept = tuple(m for m in check.measurements if m.name != "known_answer_error")
+    kept = tuple(m for m in check.measurements if m.name not in ("known_answer_error", "known_outputs_error"))
     if given and len(given) == len(stored):
-        scale = math.sqrt(sum(s * s for s in stored) / len(stored))
-        error = max(abs(g - s) for g, s in zip(given, stored, strict=True)) / scale
-        kept = (*kept, _single("known_answer_error", error, "of the answer's rms", "lower"))
+        kept = (*kept, _single("known_answer_error", _apart(given, stored), "of the answer's rms", "lower"))
+    returned, known = check.evidence.facts.get("outputs"), context.outputs
+    if isinstance(returned, Mapping) and known:
+        far = {name: _apart(returned.get(name, ()), own) for name, own in known.items()}
+        worst = max(far, key=lambda name: far[name])
+        kept = (*kept, _single("known_outputs_error", far[worst], f"of the rms of {worst}", "lower"))
     return msgspec.structs.replace(check, measurements=kept)
+
+
+def _apart(given: Sequence[float], stored: Sequence[float]) -> float:
+    """The largest difference, in units of the stored rms; GONE where there are not as many."""
+    if len(given) != len(stored):
+        return GONE
+    scale = math.sqrt(sum(s * s for s in stored) / len(stored))
+    found = max(abs(g - s) for g, s in zip(given, stored, strict=True))
+    if not math.isfinite(found):
+        return GONE
+    return found / scale if scale else GONE * (found > 0)
 
 
 def _single(name: str, value: float, unit: str, better: str) -> Measurement:

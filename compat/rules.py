@@ -62,6 +62,11 @@ class Context:
         """The stored fp64 answer of this cell's model in its dtype, if there is one."""
         return calibration.answer(self.axes["model"], self.axes["dtype"], self.digest)
 
+    @property
+    def outputs(self) -> Mapping[str, Sequence[float]]:
+        """All that this cell's model returns, as stored."""
+        return calibration.outputs(self.axes["model"], self.digest)
+
 
 def context_of(axes: Mapping[str, str], device: str, model: Model) -> Context:
     """What the rules may ask about a cell that runs on `device` (`cpu`, `cuda:0`)."""

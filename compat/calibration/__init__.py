@@ -48,6 +48,14 @@ def answer(model: str, dtype: str, digest: str) -> tuple[float, ...]:
     return tuple(stored["answers"].get(dtype, ()))
 
 
+def outputs(model: str, digest: str) -> Mapping[str, list[float]]:
+    """What a model's fp32 form returns when it is asked for everything (see compat.worker.checks.agreement.outputs); {}
+    where nothing is stored."""
+    stored = _read("answers.json").get("models", {}).get(model, {})
+    found: Mapping[str, list[float]] = stored.get("outputs", {}) if digest and stored.get("digest") == digest else {}
+    return found
+
+
 def collect(runs: Iterable[Run], wanted: Collection[tuple[str, str]]) -> tuple[dict[str, Any], dict[str, Any]]:
     """(bands, answers) as they are stored, from runs of one device: the worst figure over the runs of each `wanted`
     (check, measurement), of checks that passed or were degraded (a known defect has no clean figure).
@@ -78,6 +86,8 @@ def collect(runs: Iterable[Run], wanted: Collection[tuple[str, str]]) -> tuple[d
                 if given:
                     own = answers.setdefault(model, {"digest": digest, "answers": {}})
                     own["answers"][cell.axes["dtype"]] = given
+                    if "outputs" in check.evidence.facts:
+                        own["outputs"] = check.evidence.facts["outputs"]
     environment = runs[0].environment
     about = {
         "packages": dict(environment.packages),

@@ -33,6 +33,7 @@ CLASSES = (
     "determinism",
     "work",
     "modes",
+    "experts",
     "benign",
 )
 """A module of this package each."""

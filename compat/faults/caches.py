@@ -580,3 +580,76 @@ def _draft_positions_late(patches: Patches) -> None:
         return prepare
 
     patches.function("transformers.generation.candidate_generator:_prepare_position_ids", make)
+
+
+# -- prompts at the edges of blocks -------------------------------------------------------------------------------
+
+
+@fault(
+    "window-of-long-batched-prompt",
+    title="of a batch whose prompt is longer than the window, other tokens are kept",
+    origin="class: caches",
+    mechanism="a sliding layer keeps the window that ends one token too early; one row alone is right",
+    cells=("mistral/fp32/sdpa/none", "gemma3/bf16/eager/none"),
+    seen_by=("cache",),
+    spared=("llama/fp32/sdpa/none",),
+)
+def _window_of_long_prompt(patches: Patches) -> None:
+    def make(original: Any) -> Any:
+        def update(layer: Any, keys: Any, values: Any, *arguments: Any, **keywords: Any) -> Any:
+            fresh, window = layer.get_seq_length() == 0, layer.sliding_window
+            found = original(layer, keys, values, *arguments, **keywords)
+            if fresh and keys.shape[-2] > window and keys.shape[0] > 1:
+                patches.reached()
+                layer.keys, layer.values = keys[:, :, -window:-1], values[:, :, -window:-1]
+            return found
+
+        return update
+
+    patches.method("transformers.cache_utils:DynamicSlidingWindowLayer.update", make)
+
+
+@fault(
+    "static-cache-not-reordered",
+    title="beams change places, a static cache does not",
+    origin="class: caches",
+    mechanism="reorder_cache of a static layer does nothing",
+    cells=("llama/fp32/sdpa/none", "gpt2/bf16/eager/none"),
+    seen_by=("cache",),
+    spared=("bert/fp32/sdpa/none",),
+)
+def _static_not_reordered(patches: Patches) -> None:
+    def make(original: Any) -> Any:
+        def reorder_cache(layer: Any, order: Any) -> None:
+            if type(layer).__name__.startswith("Static"):
+                patches.reached()
+            else:
+                original(layer, order)
+
+        return reorder_cache
+
+    patches.method("transformers.cache_utils:CacheLayerMixin.reorder_cache", make)
+
+
+@fault(
+    "state-lost-at-block-edge",
+    title="a prompt of whole blocks leaves no state behind",
+    origin="class: caches",
+    mechanism="the recurrent state of the last block is zero when blocks divide the prompt",
+    cells=("mamba2/fp32/eager/none", "mamba2/bf16/eager/none"),
+    seen_by=("cache",),
+    spared=("llama/fp32/eager/none",),
+)
+def _state_lost(patches: Patches) -> None:
+    def make(original: Any) -> Any:
+        def forward(mixer: Any, hidden_states: Any, cache_params: Any = None, *rest: Any, **keywords: Any) -> Any:
+            tokens = hidden_states.shape[1]
+            found = original(mixer, hidden_states, cache_params, *rest, **keywords)
+            if cache_params is not None and tokens > 1 and tokens % mixer.chunk_size == 0:
+                patches.reached()
+                cache_params.layers[mixer.layer_idx].recurrent_states[0].zero_()
+            return found
+
+        return forward
+
+    patches.method("transformers.models.mamba2.modeling_mamba2:Mamba2Mixer.forward", make)

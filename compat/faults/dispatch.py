@@ -254,3 +254,49 @@ def _int8_dequantized(patches: Patches) -> None:
         return forward
 
     patches.method("bitsandbytes.nn.modules:Linear8bitLt.forward", make)
+
+
+@fault(
+    "gradients-left-off",
+    title="after generate nothing is recorded for a backward pass",
+    origin="class: dispatch",
+    mechanism="gradients are switched off for the process, and not on again",
+    cells=("llama/fp32/sdpa/none", "t5/fp32/eager/none"),
+    seen_by=("dispatch",),
+    spared=("bert/fp32/sdpa/none",),
+)
+def _gradients_left_off(patches: Patches) -> None:
+    import torch
+
+    def make(original: Any) -> Any:
+        def generate(model: Any, *arguments: Any, **keywords: Any) -> Any:
+            found = original(model, *arguments, **keywords)
+            if torch.is_grad_enabled():
+                patches.reached()
+                torch.set_grad_enabled(False)
+            return found
+
+        return generate
+
+    patches.method("transformers.generation.utils:GenerationMixin.generate", make)
+
+
+@fault(
+    "attention-weights-of-other-heads",
+    title="the attention weights that are returned stand under other heads",
+    origin="class: dispatch",
+    mechanism="weights are rolled by one head after the product with the values",
+    cells=("llama/fp32/eager/none",),
+    seen_by=("agreement",),
+    spared=("llama/fp32/sdpa/none",),
+)
+def _weights_of_other_heads(patches: Patches) -> None:
+    def make(original: Any) -> Any:
+        def attention(*arguments: Any, **keywords: Any) -> Any:
+            output, weights = original(*arguments, **keywords)
+            patches.reached()
+            return output, None if weights is None else weights.roll(1, 1)
+
+        return attention
+
+    patches.function("transformers.models.llama.modeling_llama:eager_attention_forward", make)

@@ -452,3 +452,25 @@ def _softmaxed_twice(patches: Patches) -> None:
         return original(probabilities.softmax(-1), num_samples, *rest, **more)
 
     patches.attribute(torch, "multinomial", multinomial)
+
+
+@fault(
+    "trigrams-as-bigrams",
+    title="no_repeat_ngram_size=3 forbids what would repeat two tokens",
+    origin="class: generation",
+    mechanism="the processor counts n-grams one token too short, from three on",
+    cells=("llama/fp32/sdpa/none",),
+    seen_by=("generation",),
+    spared=("bert/fp32/sdpa/none",),
+)
+def _trigrams_as_bigrams(patches: Patches) -> None:
+    def make(original: Any) -> Any:
+        def __init__(processor: Any, ngram_size: int) -> None:  # noqa: N807
+            original(processor, ngram_size)
+            if ngram_size > 2:
+                patches.reached()
+                processor.ngram_size = ngram_size - 1
+
+        return __init__
+
+    patches.method("transformers.generation.logits_process:NoRepeatNGramLogitsProcessor.__init__", make)

@@ -338,3 +338,26 @@ def _host_offload(patches: Patches) -> None:
         return set_tensor
 
     patches.function("accelerate.utils.modeling:set_module_tensor_to_device", make)
+
+
+@fault(
+    "loading-seeds-the-generator",
+    title="loading a model sets the seed of all random numbers",
+    origin="class: loading",
+    mechanism="from_pretrained calls torch.manual_seed",
+    cells=("llama/fp32/sdpa/none",),
+    seen_by=("load",),
+)
+def _loading_seeds(patches: Patches) -> None:
+    import torch
+
+    def make(original: Any) -> Any:
+        def from_pretrained(cls: Any, *arguments: Any, **keywords: Any) -> Any:
+            found = original(cls, *arguments, **keywords)
+            patches.reached()
+            torch.manual_seed(42)
+            return found
+
+        return from_pretrained
+
+    patches.method("transformers.modeling_utils:PreTrainedModel.from_pretrained", make)

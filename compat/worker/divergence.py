@@ -76,7 +76,7 @@ def recording(model: torch.nn.Module) -> Iterator[Recording]:
                 found.tensors.append({})
             number = calls[path, "in"]
             calls[path, "in"] += 1
-            for name, tensor in _tensors({str(i): a for i, a in enumerate(arguments)} | keywords):
+            for name, tensor in tensors({str(i): a for i, a in enumerate(arguments)} | keywords):
                 found.add((path, "in", name, number), running[-1] if running else "", tensor)
             running.append(path)
 
@@ -88,7 +88,7 @@ def recording(model: torch.nn.Module) -> Iterator[Recording]:
                 pass
             number = calls[path, "out"]
             calls[path, "out"] += 1
-            for name, tensor in _tensors({"": output}):
+            for name, tensor in tensors({"": output}):
                 found.add((path, "out", name, number), path, tensor)
 
         return hook
@@ -104,7 +104,7 @@ def recording(model: torch.nn.Module) -> Iterator[Recording]:
             handle.remove()
 
 
-def _tensors(values: Mapping[str, Any], depth: int = 0) -> Iterator[tuple[str, torch.Tensor]]:
+def tensors(values: Mapping[str, Any], depth: int = 0) -> Iterator[tuple[str, torch.Tensor]]:
     """Names and tensors of arguments or outputs, without masks and nested tensors, whose rows have no common shape;
     tuples, lists and output objects are looked into."""
     for name, value in values.items():
@@ -114,9 +114,9 @@ def _tensors(values: Mapping[str, Any], depth: int = 0) -> Iterator[tuple[str, t
             if value.dtype != torch.bool and value.device.type != "meta" and not value.is_nested:
                 yield name, value
         elif depth < 2 and isinstance(value, (tuple, list)):
-            yield from _tensors({f"{name}.{i}": v for i, v in enumerate(value)}, depth + 1)
+            yield from tensors({f"{name}.{i}": v for i, v in enumerate(value)}, depth + 1)
         elif depth < 2 and isinstance(value, dict):  # output objects of transformers are dicts
-            yield from _tensors({f"{name}.{k}": v for k, v in value.items()}, depth + 1)
+            yield from tensors({f"{name}.{k}": v for k, v in value.items()}, depth + 1)
 
 
 @dataclass(frozen=True)

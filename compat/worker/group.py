@@ -47,6 +47,7 @@ from compat.worker.load import (
     weights_bytes,
 )
 from compat.worker.metrics import Yardstick
+from compat.worker.process_settings import process_settings
 from compat.worker.reference import Reference
 from compat.worker.spec import GroupSpec
 
@@ -158,6 +159,8 @@ class Group:
         self._stored: dict[int, dict[str, Stored | Affine]] = {}
         self._bytes_at_load: dict[int, int] = {}
         self._growth: dict[int, int] = {}
+        self.left_changed: set[str] = set()
+        """What loading changed that holds for the whole process."""
         self.quantized: dict[str, int] = {}
         self.kept: dict[str, Any] = {}
         """What checks worked out once for all attention backends."""
@@ -286,6 +289,7 @@ class Group:
                 raise Unavailable(f"a shape is not loaded, so that {attention['keyword']} would not be read")
             placement = {**(placement or {}), "attn_implementation": None, attention["keyword"]: True}
         empty = self.master if self.shape else None
+        before = process_settings() | {"seed": torch.initial_seed()}
         with stack_api.default_dtype_kept(), under_test("load"):
             if self.shape:
                 model = shapes.from_pretrained(self.checkpoint, empty, *asked, scheme)
@@ -293,6 +297,8 @@ class Group:
                 quantized = scheme if scheme["library"] else None
                 model = from_pretrained(self.checkpoint, self.task, *asked, quantized, placement)
             synchronize(self.device)
+            now = process_settings() | {"seed": torch.initial_seed()}
+            self.left_changed |= {name for name, value in now.items() if value != before[name]}
         return model
 
     @property

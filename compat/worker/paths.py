@@ -80,6 +80,14 @@ class Walks:
     """Path -> why it could not be walked, in the stack's words."""
     attentions: dict[str, Any] = field(default_factory=dict)
     """What the library did when asked to return attention weights."""
+    gradients_left_off: int = 0
+    """Calls of `generate` after which autograd records nothing, although it did before."""
+
+
+def refused(why: str) -> bool:
+    """Whether a path is absent because the stack says that it has none: no cache came back, a kernel that was forced
+    does not take the call, something is not supported. Other exceptions are nobody's refusal."""
+    return why == NO_CACHE or any(word in why for word in ("No available kernel", "support", "not implemented"))
 
 
 def walked(group: Group, attention: dict[str, Any]) -> Walks:
@@ -227,7 +235,9 @@ class _Walker:
 
         def call() -> Any:
             with under_test("generate"), forced_sdpa_kernel(self.loaded.attention["sdpa_kernel"]), torch.enable_grad():
-                return self.model.generate(**arguments)
+                output = self.model.generate(**arguments)
+                self.found.gradients_left_off += not torch.is_grad_enabled()
+                return output
 
         first = 1 if self.seq2seq else self.inputs["input_ids"].shape[1]
         steps = ((first, 0), *((1, first + i) for i in range(count - 1)))

@@ -14,8 +14,10 @@ from typing import Any
 import torch
 
 from compat.worker import reference, stack_api
+from compat.worker.calls import under_test
+from compat.worker.divergence import tensors
 from compat.worker.group import Group
-from compat.worker.inputs import CLASSIFYING, Rows, unpadded
+from compat.worker.inputs import CLASSIFYING, Rows, padded, unpadded
 from compat.worker.metrics import Agreement
 from compat.worker.report import Report
 
@@ -45,6 +47,8 @@ OUTLIER_EVERY = 7
 ANSWER_SEED = 424_242
 ANSWER_LENGTH = 24
 ANSWERS = 16
+ANSWER_PADS = 5
+OUTPUTS = 4
 """Numbers that one fp64 output is folded into."""
 
 
@@ -108,6 +112,8 @@ def run(group: Group, attention: dict[str, Any]) -> Report:
             report.facts["answer_note"] = "not compared: stored answers were made with transformers 5"
             return report
         report.facts["answer"] = answer(group)
+        if group.dtype == torch.float32:
+            report.facts["outputs"] = outputs(group)
     return report
 
 
@@ -120,8 +126,41 @@ def answer(group: Group) -> list[float]:
     image = group.task in CLASSIFYING
     rows = group.source.rows(ANSWER_SEED, [ANSWER_LENGTH] * (1 if image or group.row["source"] != "probe" else 2))
     flat = _flat(group.reference_outputs(rows)).double().flatten().cpu()
+    return _folded(flat, ANSWERS)
+
+
+def outputs(group: Group) -> dict[str, list[float]]:
+    """Everything that the fp32 model returns for one fixed padded batch when it is asked for all that it can return
+    (hidden states and attention weights of every layer, a pooled state, a router's scores, two segments of text), each
+    tensor folded into OUTPUTS numbers as `answer` folds one. compat.judge compares them with the stored ones: nothing
+    else looks at these outputs. Raises StackError."""
+    model = group.master
+    count = 2 if group.task not in CLASSIFYING else 1
+    rows = group.source.rows(ANSWER_SEED, [ANSWER_LENGTH] * count)
+    cpu = torch.device("cpu")
+    if rows.tokens and rows.images is None:
+        uneven = Rows((rows.tokens[0], rows.tokens[1][: ANSWER_LENGTH - ANSWER_PADS]), None, rows.decoder)
+        side = "left" if group.task == "causal-lm" else "right"
+        arguments: dict[str, Any] = dict(padded(uneven, side, model, cpu, group.source.pad).arguments)
+    else:
+        arguments = dict(unpadded(rows, cpu, torch.float32))
+    if stack_api.accepts(model, "token_type_ids") and getattr(model.config, "type_vocab_size", 0) > 1:
+        arguments["token_type_ids"] = (torch.arange(ANSWER_LENGTH) >= ANSWER_LENGTH // 2).long().expand(count, -1)
+    asked = ["output_hidden_states", "output_attentions"]
+    asked += ["output_router_logits"] if "moe" in group.row.get("features", ()) else []
+    with under_test("forward"), torch.no_grad():
+        given = model(**arguments, **dict.fromkeys(asked, True))
+    found = {}
+    for name, tensor in tensors({"": given}):
+        if tensor.is_floating_point():
+            found[name.lstrip(".")] = _folded(tensor.double().flatten(), OUTPUTS)
+    return found
+
+
+def _folded(flat: torch.Tensor, count: int) -> list[float]:
+    """`flat`, fp64, as `count` sums with random signs, each of the size of its elements."""
     generator = torch.Generator().manual_seed(ANSWER_SEED)
-    signs = torch.randint(0, 2, (ANSWERS, flat.numel()), generator=generator).double() * 2 - 1
+    signs = torch.randint(0, 2, (count, flat.numel()), generator=generator).double() * 2 - 1
     return [float(f"{x:.10g}") for x in (signs @ flat / flat.numel() ** 0.5)]
 
 

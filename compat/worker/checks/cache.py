@@ -4,10 +4,12 @@ Rows of tokens are fed piece by piece, on the paths that users take, and every l
 the fp64 reference of its row alone, unpadded and without a cache; eager's error on the whole rows is the yardstick.
 - batch: left-padded rows, mask and positions as `generate` gives them: prefill, single tokens, beams reordered (with
   repeats), a chunk across the window, rows selected and repeated. The model makes the cache. In turns with it:
-- beside: other rows with other pads in the same shapes; then again after a reset.
+- beside: other rows with other pads in the same shapes; after a reset a prefill in one piece beyond the window.
 - single: one row without mask and positions: chunks, single tokens, a cache cropped, copied and
   gone on with on both sides. The user makes the cache.
-- static: a padded batch in a cache of fixed size with room to spare, then other rows in the same cache after a reset.
+- static: a padded batch in a cache of fixed size with room to spare, then other rows in the same cache after a reset,
+  a prefill beyond the window, slots that change places.
+- short: one row that begins with two tokens.
 - long: one row, prefilled in two chunks, that ends past position 256.
 - offloaded: a model whose weights accelerate fetches for each forward; a cache that waits in the host's memory.
 - quantized: a cache of 8-bit floats, against the same rounding of our own.
@@ -58,6 +60,8 @@ class Shape:
     """Of the batch's rows; each row has a token in the prefill."""
     other_pads: tuple[int, int, int] = (3, 11, 0)
     static_pads: tuple[tuple[int, int], tuple[int, int]] = ((9, 0), (0, 4))
+    over: int = 48
+    """A prefill in one piece, longer than the probes' window, whose length blocks of 16 divide."""
 
     @property
     def parts(self) -> int:
@@ -82,7 +86,7 @@ DEEP = (
     Shape(64, 3, 65, 5, 65, 63, 33, 64, pads=(0, 5, 40), other_pads=(33, 0, 1)),
 )
 
-REAL = Shape(prefill=18, decode=2, chunk=5, more=4, first=9, second=6, far=8, keep=12)
+REAL = Shape(prefill=18, decode=2, chunk=5, more=4, first=9, second=6, far=8, keep=12, over=16)
 """For real checkpoints, whose every forward costs a hundred times as much."""
 
 LONG = (126, 123, 12)
@@ -195,6 +199,8 @@ def _walks(group: Group, loaded: Loaded, rows: Rows, shape: Shape, more: bool, r
     single.positioned = False
     caches.in_turns(_batch(batch, shape, report), _beside(beside, shape), _single(single, shape, plain))
     walks = {"batch": batch, "beside": beside, "single": single}
+    if more:
+        walks["short"] = _short(loaded, rows)
     figures = {name: caches.compare(group, rows, walk.pieces) for name, walk in walks.items()}
     held = caches.held(group, batch.cache, len(batch.slots), batch.columns)
     if held.tensors:
@@ -259,7 +265,7 @@ def _beside(walk: Walk, shape: Shape) -> Iterator[None]:
         walk.step(count)
         yield
     walk.reset(walk.slots[::-1], walk.pads)
-    for count in (shape.prefill, 1):
+    for count in (shape.over, 1):
         walk.step(count)
         yield
 
@@ -279,6 +285,14 @@ def _single(walk: Walk, shape: Shape, crops: bool) -> Iterator[None]:
         yield
         walk.step(count)
         yield
+
+
+def _short(loaded: Loaded, rows: Rows) -> Walk:
+    """One row whose prompt is shorter than the kernel of a recurrent layer's convolution."""
+    walk = Walk(loaded, rows, [1])
+    for count in (2, 1, 3, 1):
+        walk.step(count)
+    return walk
 
 
 def _long(group: Group, loaded: Loaded) -> Agreement:
@@ -329,4 +343,9 @@ def _static(loaded: Loaded, rows: Rows, shape: Shape) -> Walk:
     walk.room, walk.positioned = room, positioned
     for count in (shape.prefill // 2, shape.prefill // 2 + 3, 1, 1, 4):
         walk.step(count)
+    walk.reset([2, 0], pads[0])
+    for count in (min(shape.over, shape.length - 2), 1):
+        walk.step(count)
+    walk.reorder([1, 0])
+    walk.step(1)
     return walk

@@ -17,6 +17,7 @@ from compat.worker.calls import StackError
 from compat.worker.group import Group, Loaded
 from compat.worker.inputs import CLASSIFYING, Rows, padded, unpadded
 from compat.worker.metrics import Yardstick
+from compat.worker.process_settings import process_settings
 from compat.worker.report import Report
 
 LENGTH = 47
@@ -33,7 +34,7 @@ def run(group: Group, attention: dict[str, Any]) -> Report:
     yardstick = group.yardstick(rows)
     inputs = unpadded(rows, group.device, group.dtype)
     given = {k: v.clone() for k, v in inputs.items()}
-    settings, versions = _settings(), _versions(group, loaded)
+    settings, versions = process_settings(), _versions(group, loaded)
 
     torch.manual_seed(group.spec.seed)
     drawn = _random_state(group.device)
@@ -49,7 +50,7 @@ def run(group: Group, attention: dict[str, Any]) -> Report:
     report.measure("ratio_token", [_ratio(yardstick, x) for x in (first, *answers.values(), *orders.values())])
     report.measure("inputs_changed", sum(_differing(inputs[k], v) for k, v in given.items()), unit="elements")
     report.measure("parameters_written", _written(versions, _versions(group, loaded)), unit="parameters")
-    changed = {k: [v, _settings()[k]] for k, v in settings.items() if _settings()[k] != v}
+    changed = {k: [v, process_settings()[k]] for k, v in settings.items() if process_settings()[k] != v}
     report.measure("settings_changed", len(changed), unit="settings")
     report.measure("left_in_training", int(loaded.model.training), unit="models")
     report.measure("compared_elements", first.numel(), unit="elements", better="higher")
@@ -108,21 +109,6 @@ def _differing(a: torch.Tensor, b: torch.Tensor) -> int:
 
 def _random_state(device: torch.device) -> torch.Tensor:
     return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
-
-
-def _settings() -> dict[str, Any]:
-    """Settings of torch that hold for the whole process, which no model has a right to change."""
-    return {
-        "default dtype": str(torch.get_default_dtype()),
-        "gradients": torch.is_grad_enabled(),
-        "autocast on a CPU": torch.is_autocast_enabled("cpu"),
-        "autocast on CUDA": torch.is_autocast_enabled("cuda"),
-        "TF32 products": torch.backends.cuda.matmul.allow_tf32,
-        "threads": torch.get_num_threads(),
-        "flash SDPA": torch.backends.cuda.flash_sdp_enabled(),
-        "math SDPA": torch.backends.cuda.math_sdp_enabled(),
-        "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
-    }
 
 
 def _versions(group: Group, loaded: Loaded) -> dict[str, int]:

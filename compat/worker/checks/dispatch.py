@@ -20,7 +20,7 @@ from compat.worker.affine import is_affine
 from compat.worker.arithmetic import Arithmetic, name_of
 from compat.worker.group import Group
 from compat.worker.load import kept_in_fp32, quantized_modules
-from compat.worker.paths import Walk, walked
+from compat.worker.paths import Walk, refused, walked
 from compat.worker.report import Report
 from compat.worker.trace import LAYER_PRODUCTS, OUTSIDE, Operator
 
@@ -44,6 +44,8 @@ def run(group: Group, attention: dict[str, Any]) -> Report:
     report.facts["kernels"] = {name: kernels_in(walk) for name, walk in found.walks.items()}
     if found.absent:
         report.facts["absent_paths"] = found.absent
+    report.measure("paths_raised", sum(not refused(why) for why in found.absent.values()), unit="paths")
+    report.measure("gradients_left_off", found.gradients_left_off, unit="paths")
     if found.attentions:
         report.facts["output_attentions"] = found.attentions
     kernels: Counter[str] = Counter()

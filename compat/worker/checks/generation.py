@@ -143,7 +143,7 @@ def _processors(trials: Trials, batch: Batch) -> None:
         "do_sample": False,
         "repetition_penalty": 1.3,
         "no_repeat_ngram_size": 2,
-        "bad_words_ids": [[some[1]], [last, some[2]]],
+        "bad_words_ids": [[some[1]], [last, some[2]], [some[5], last, some[4]]],
         # a pad must not be written: it would make n-grams with those before the prompt, which transformers 5 counts
         "sequence_bias": {(some[3],): 4.0, (last, some[4]): -6.0, (trials.pad,): -20.0},
         "suppress_tokens": [some[5]],
@@ -155,6 +155,18 @@ def _processors(trials: Trials, batch: Batch) -> None:
         settings |= {"encoder_repetition_penalty": 1.2}
         trials.generate("forced start", trials.batch(rows[-1:]), _fixed(2, forced_bos_token_id=some[7]))
     trials.generate("processors", trials.batch(rows), settings)
+    if not seq2seq:
+        twice = [_ends_twice(row) for row in batch.rows]
+        settings = {"max_new_tokens": 3, "min_new_tokens": None, "min_length": width + 2, "do_sample": False}
+        settings |= {"eos_token_id": some[0], "no_repeat_ngram_size": 3}
+        trials.generate("three in a row", trials.batch(twice), settings)
+
+
+def _ends_twice(row: tuple[int, ...]) -> tuple[int, ...]:
+    """`row` with a last pair of tokens that stands in its middle too, and whose second token alone stands elsewhere."""
+    middle = len(row) // 2
+    pair = row[middle : middle + 2]
+    return (row[0], pair[1], *row[2:-2], *pair)
 
 
 def _ended(trials: Trials, greedy: Generated) -> Generated | None:

@@ -2,9 +2,9 @@
 
 The loss, the gradient at the output of the token embedding for every position, and the gradients of the parameters are
 judged against fp64, with eager attention on the same rows alone and unpadded as yardstick (docs/criteria.md). Cases: a
-batch padded on the right in train mode, padded on the left in eval mode, packed rows; in the eager cell also layers
-that are recomputed in the backward pass, two micro batches with a common divisor, and a LoRA adapter (on quantized
-weights in every cell).
+batch padded on the right in train mode, padded on the left in eval mode, packed rows, layers that are recomputed in the
+backward pass; in the eager cell also two micro batches with a common divisor, and a LoRA adapter (on quantized weights
+in every cell).
 """
 
 from __future__ import annotations
@@ -117,8 +117,8 @@ def _cases(group: Group, loaded: Loaded, taught: Lesson, seen: Seen) -> Standard
                 seen.add("packed", standard, step(loaded, [_packed(group, taught)], taught.count))
             else:
                 seen.report.facts["packed"] = "this family makes no masks from position ids"
+        _checkpointed(group, loaded, taught, seen, standard)
         if loaded.attention["name"] == "eager":
-            _checkpointed(group, loaded, taught, seen, standard)
             _accumulated(group, loaded, taught, seen, standard)
     left = batch_of(group, loaded, taught, "left") if "left" in _sides(group) else right
     evaluated = _standard(group, taught, train=False)
@@ -195,6 +195,8 @@ def _checkpointed(group: Group, loaded: Loaded, taught: Lesson, seen: Seen, stan
         stack_api.checkpoint_activations(model, True)
     except ValueError as refused:
         seen.report.facts["checkpointing"] = f"refused: {refused}"[:160]
+        if getattr(type(model), "supports_gradient_checkpointing", False):
+            seen.report.measure("checkpointing_refused", 1, unit="refusals")
         return
     side = "left" if "left" in _sides(group) else "right"
     try:

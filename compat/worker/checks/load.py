@@ -206,6 +206,9 @@ def _as_asked(group: Group, model: Any, report: Report) -> None:
         if found:
             report.facts[f"{name}_in"] = found[:6]
     report.facts["buffers_compared"] = compared
+    report.measure("settings_left_changed", len(group.left_changed), unit="settings")
+    if group.left_changed:
+        report.facts["settings_left_changed_in"] = sorted(group.left_changed)
 
 
 def _origin(group: Group, report: Report) -> None:
