@@ -179,7 +179,7 @@ def _generation(group: Group) -> list[Case]:
         {"exponential_decay_length_penalty": [2, 1.2], "eos_token_id": some[0]},
         {"forced_eos_token_id": some[0], "eos_token_id": some[0]},
     ]
-    batches = [batch, batch | {"settings": {"use_cache": False}}]
+    batches = [batch, batch | {"new": 3, "settings": {"use_cache": False}}]
     replays = [_plain("replay", rows, new=6, settings=s, **layout) for s in settings]
     return [*([only(batch, [0])] if group.task == "causal-lm" else []), *batches, *replays]
 
