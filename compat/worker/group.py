@@ -115,10 +115,6 @@ class Loaded:
         return output
 
 
-_LOADED: list[str] = []
-"""Checkpoints that this process has loaded. One H200: the first load of a process leaves another seed (something that
-it imports or starts does), no later one does, so that the first is not asked about it."""
-
 EAGER = {"name": "eager", "implementation": "eager", "sdpa_kernel": None, "kinds": ["eager"]}
 
 
@@ -293,18 +289,17 @@ class Group:
                 raise Unavailable(f"a shape is not loaded, so that {attention['keyword']} would not be read")
             placement = {**(placement or {}), "attn_implementation": None, attention["keyword"]: True}
         empty = self.master if self.shape else None
+        checkpoint = self.checkpoint  # may have to be made, which is not the library's doing
         before = process_settings() | {"seed": torch.initial_seed()}
         with stack_api.default_dtype_kept(), under_test("load"):
             if self.shape:
-                model = shapes.from_pretrained(self.checkpoint, empty, *asked, scheme)
+                model = shapes.from_pretrained(checkpoint, empty, *asked, scheme)
             else:
                 quantized = scheme if scheme["library"] else None
-                model = from_pretrained(self.checkpoint, self.task, *asked, quantized, placement)
+                model = from_pretrained(checkpoint, self.task, *asked, quantized, placement)
             synchronize(self.device)
             now = process_settings() | {"seed": torch.initial_seed()}
-            changed = {name for name, value in now.items() if value != before[name]}
-            self.left_changed |= changed - ({"seed"} if self.device.type != "cpu" and not _LOADED else set())
-            _LOADED.append(self.checkpoint.location)
+            self.left_changed |= {name for name, value in now.items() if value != before[name]}
         return model
 
     @property

@@ -181,8 +181,9 @@ def build(row: dict[str, Any], folder: Path) -> None:
     import transformers
 
     config = transformers.AutoConfig.for_model(row["type"], **row["config"])
-    torch.manual_seed(0)
-    model = stack_api.auto_class(row["task"]).from_config(config).eval()
+    with torch.random.fork_rng(devices=[]):  # what draw() leaves alone
+        torch.manual_seed(0)
+        model = stack_api.auto_class(row["task"]).from_config(config).eval()
     draw(model, row)
     model.save_pretrained(folder)
     if row["task"] == "image-classification":
