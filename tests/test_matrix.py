@@ -74,7 +74,9 @@ def test_checks_of_a_cell_named_twice_are_merged_in_the_order_of_the_registry() 
 def test_patterns_stand_for_every_known_name_that_fits() -> None:
     axes = {"model": ["gpt*"], "dtype": ["*16"], "attention": ["sdpa-?????"], "quantization": ["bnb-nf4*"]}
     cells = _read(block("axes", axes))
-    assert {c.model for c in cells} == {"gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox", "gpt_oss", "gptj"}
+    assert {c.model for c in cells} == {
+        "gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox", "gpt_oss", "gpt_oss-routed", "gptj",
+    }  # fmt: skip
     assert {c.dtype for c in cells} == {"fp16", "bf16"}
     assert {c.attention for c in cells} == {"sdpa-flash", "sdpa-cudnn"}
     assert {c.quantization for c in cells} == {"bnb-nf4", "bnb-nf4-dq", "bnb-nf4-fp32compute", "bnb-nf4-bf16storage"}

@@ -140,7 +140,9 @@ def test_right_refused_and_in_name_only(tmp_path: Path) -> None:
     stored = run(write(tmp_path, text), tmp_path / "run", default_cache())
     cells = {c.axes["model"]: c for c in stored.cells}
     assert stored.run.stack.name == "bettertransformer"
-    assert (cells["bert"].outcome, cells["llama"].outcome) == (Outcome.PASS, Outcome.UNSUPPORTED)
+    assert (cells["bert"].outcome, cells["llama"].outcome) == (Outcome.DEGRADED, Outcome.UNSUPPORTED)
+    worse = {c.name: c.reason for c in cells["bert"].checks if c.outcome == Outcome.DEGRADED}
+    assert worse == {"dispatch": "paths_raised 1 paths, pass <= 0"}, "a converted layer returns no attention weights"
     load = {c.name: c for c in cells["bert"].checks}["load"]
     assert load.evidence.facts["attention"] == "bettertransformer"
     assert set(load.evidence.facts["misuses"].values()) != {"accepted"}

@@ -15,7 +15,7 @@ from compat.worker.report import Report
 
 from .groups import attention, figures, group
 
-WALKS = {"batch", "beside", "single", "static", "long"}
+WALKS = {"batch", "beside", "single", "short", "static", "long"}
 GENERATED = {"lookup", "turns", "assisted", "static generate"}
 
 
