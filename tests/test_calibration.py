@@ -144,6 +144,28 @@ def test_an_answer_that_is_not_stored_is_not_judged(stored: Any) -> None:
     assert check.measurement("known_answer_error") is None
 
 
+@pytest.mark.parametrize("change", ["", "gone", "moved", "not finite"])
+def test_all_that_a_model_returns_is_held_against_what_is_stored(change: str) -> None:
+    calibration._read.cache_clear()
+    model = read_matrix(matrices_folder() / "default-cpu.toml", "cpu").models["mixtral-routed"]
+    axes = {"model": "mixtral-routed", "dtype": "fp32", "attention": "eager", "quantization": "none"}
+    context = Context(axes, "cpu", real=False, digest=model.digest)
+    given = {name: list(values) for name, values in context.outputs.items()}
+    assert {"logits", "attentions.0", "hidden_states.0", "aux_loss"} <= set(given)
+    if change == "gone":
+        del given["attentions.1"]
+    elif change:
+        given["aux_loss"] = [v * 1.01 if change == "moved" else float("nan") for v in given["aux_loss"]]
+    evidence = Evidence(facts={"outputs": given})
+    measured = _check(2.0).measurements
+    check = rejudge(Check(name="agreement", outcome=Outcome.PASS, measurements=measured, evidence=evidence), context)
+    found = check.measurement("known_outputs_error")
+    assert found is not None
+    assert found.value is not None
+    assert ("known_outputs_error" in check.reason) == bool(change) == (found.value > 1e-3)
+    assert rejudge(check, context) == check
+
+
 def test_the_shipped_answers_are_of_the_shipped_models() -> None:
     calibration._read.cache_clear()
     models = read_matrix(matrices_folder() / "default-cpu.toml", "cpu").models

@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from compat.faults import fault
 from compat.faults.patches import Patches
 
-MIXTRAL = "transformers.models.mixtral.modeling_mixtral"
+ROUTER = "transformers.models.mixtral.modeling_mixtral:MixtralTopKRouter.forward"
+
+
+def _routed(patches: Patches, choose: Callable[[Any, Any], tuple[Any, Any]]) -> None:
+    """`choose` makes weights and experts of a router's probabilities and of the experts that it chose, where it had a
+    choice."""
+
+    def make(original: Any) -> Any:
+        def forward(router: Any, hidden_states: Any) -> Any:
+            logits, scores, indices = original(router, hidden_states)
+            if indices.shape[-1] < logits.shape[-1]:
+                patches.reached()
+                weights, indices = choose(logits.float().softmax(-1), indices)
+                scores = weights.to(scores.dtype)
+            return logits, scores, indices
+
+        return forward
+
+    patches.method(ROUTER, make)
 
 
 @fault(
@@ -20,19 +39,11 @@ MIXTRAL = "transformers.models.mixtral.modeling_mixtral"
     spared=("mixtral/fp32/eager/none",),
 )
 def _least_likely(patches: Patches) -> None:
-    def make(original: Any) -> Any:
-        def forward(router: Any, hidden_states: Any) -> Any:
-            logits, scores, indices = original(router, hidden_states)
-            chosen = logits.float().softmax(-1)
-            if router.top_k == chosen.shape[-1]:
-                return logits, scores, indices
-            patches.reached()
-            least, indices = chosen.topk(router.top_k, dim=-1, largest=False)
-            return logits, (least / least.sum(-1, keepdim=True)).to(scores.dtype), indices
+    def choose(probabilities: Any, indices: Any) -> tuple[Any, Any]:
+        least, those = probabilities.topk(indices.shape[-1], dim=-1, largest=False)
+        return least / least.sum(-1, keepdim=True), those
 
-        return forward
-
-    patches.method(f"{MIXTRAL}:MixtralTopKRouter.forward", make)
+    _routed(patches, choose)
 
 
 @fault(
@@ -45,15 +56,4 @@ def _least_likely(patches: Patches) -> None:
     spared=("mixtral/fp32/eager/none",),
 )
 def _not_normalised(patches: Patches) -> None:
-    def make(original: Any) -> Any:
-        def forward(router: Any, hidden_states: Any) -> Any:
-            logits, scores, indices = original(router, hidden_states)
-            chosen = logits.float().softmax(-1)
-            if router.top_k == chosen.shape[-1]:
-                return logits, scores, indices
-            patches.reached()
-            return logits, chosen.gather(-1, indices).to(scores.dtype), indices
-
-        return forward
-
-    patches.method(f"{MIXTRAL}:MixtralTopKRouter.forward", make)
+    _routed(patches, lambda probabilities, indices: (probabilities.gather(-1, indices), indices))
