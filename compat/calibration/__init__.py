@@ -42,18 +42,20 @@ def bands(device: str, cell: str, model: str, digest: str) -> Bands:
 
 def answer(model: str, dtype: str, digest: str) -> tuple[float, ...]:
     """The stored answer of a model in a dtype (see compat.worker.checks.agreement.answer); () where there is none."""
-    stored = _read("answers.json").get("models", {}).get(model, {})
-    if not digest or stored.get("digest") != digest:
-        return ()
-    return tuple(stored["answers"].get(dtype, ()))
+    return tuple(_of_model(model, digest).get("answers", {}).get(dtype, ()))
 
 
 def outputs(model: str, digest: str) -> Mapping[str, list[float]]:
     """What a model's fp32 form returns when it is asked for everything (see compat.worker.checks.agreement.outputs); {}
     where nothing is stored."""
-    stored = _read("answers.json").get("models", {}).get(model, {})
-    found: Mapping[str, list[float]] = stored.get("outputs", {}) if digest and stored.get("digest") == digest else {}
+    found: Mapping[str, list[float]] = _of_model(model, digest).get("outputs", {})
     return found
+
+
+def _of_model(model: str, digest: str) -> Mapping[str, Any]:
+    """What answers.json holds of this very model; {} where it holds nothing."""
+    stored: Mapping[str, Any] = _read("answers.json").get("models", {}).get(model, {})
+    return stored if digest and stored.get("digest") == digest else {}
 
 
 def collect(runs: Iterable[Run], wanted: Collection[tuple[str, str]]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -152,11 +152,11 @@ def _grid(panel: Panel, grid: Grid) -> str:
 
 def _absent(panel: Panel, grid: Grid) -> str:
     """The rows and columns of the panel that the table of one dtype leaves out."""
-    left = [
-        ", ".join(code(value, 60) for value in values if value not in grid.among(values, place))
-        for place, values in enumerate((panel.models, panel.attentions))
-    ]
-    named = [f"{what} {those}" for what, those in zip(("models", "attention"), left, strict=True) if those]
+    named = []
+    for place, (what, values) in enumerate((("models", panel.models), ("attention", panel.attentions))):
+        here = grid.among(values, place)
+        left = ", ".join(code(value, 60) for value in values if value not in here)
+        named += [f"{what} {left}"] if left else []
     return f"\n\nNot in the matrix in {code(grid.dtype)}: {'; '.join(named)}" if named else ""
 
 

@@ -135,7 +135,7 @@ class _Walker:
                 self._train()
         if self.group.spec.at_least("deep") and self.caching and not self.compiled:
             self._generate("sampled_generate", do_sample=True, top_k=20)
-            self._generate("static_generate", cache_implementation="static", disable_compile=True)
+            self._generate("static_generate", **stack_api.static_generation())
         self._look_for_leftovers()
         return self.found
 

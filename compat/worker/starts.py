@@ -57,13 +57,13 @@ def raising(group: Group, check: str, phase: str) -> list[Case]:
 
 def _ways(group: Group, check: str) -> list[dict[str, Any]]:
     """Settings of `generate` that a check asks for and that change how it runs."""
-    compiled = {} if group.device.type == "cpu" else {"disable_compile": True}
+    static = stack_api.static_generation()
     found: list[dict[str, Any]] = [{}]
     if check == "cache":
         found += [
             {"prefill_chunk_size": CHUNK},
-            {"cache_implementation": "static", **compiled},
-            {"cache_implementation": "static", "prefill_chunk_size": CHUNK, **compiled},
+            static,
+            static | {"prefill_chunk_size": CHUNK},
         ]
     return [*found, {"num_beams": 3}, {"do_sample": True, "top_k": 20}, {"output_attentions": True}]
 
@@ -147,8 +147,7 @@ def _cache(group: Group) -> list[Case]:
         found += [once, once | {"steps": [9, 1, 1, ["reset"], *alone["steps"]]}]
         two = only(batch, [0, 1]) | {"cache": "static", "room": length + ROOM}
         found += [two, two | {"wide": True}]
-        compiled = {} if group.device.type == "cpu" else {"disable_compile": True}
-        ways.append({"cache_implementation": "static", "prefill_chunk_size": CHUNK, **compiled})
+        ways.append(stack_api.static_generation() | {"prefill_chunk_size": CHUNK})
     spoken = {"side": "left", "length": length, "pad": group.source.pad, "new": 8}
     found += [_plain("generate", rows, settings=settings, **spoken) for settings in ways]
     if stack_api.returns_logits_of_drafts():

@@ -50,7 +50,8 @@ def run(group: Group, attention: dict[str, Any]) -> Report:
     report.measure("ratio_token", [_ratio(yardstick, x) for x in (first, *answers.values(), *orders.values())])
     report.measure("inputs_changed", sum(_differing(inputs[k], v) for k, v in given.items()), unit="elements")
     report.measure("parameters_written", _written(versions, _versions(group, loaded)), unit="parameters")
-    changed = {k: [v, process_settings()[k]] for k, v in settings.items() if process_settings()[k] != v}
+    now = process_settings()
+    changed = {k: [v, now[k]] for k, v in settings.items() if now[k] != v}
     report.measure("settings_changed", len(changed), unit="settings")
     report.measure("left_in_training", int(loaded.model.training), unit="models")
     report.measure("compared_elements", first.numel(), unit="elements", better="higher")
