@@ -30,8 +30,8 @@ _SETTINGS = {"seed": int, "depth": str, "timeout_seconds": (int, float), "memory
 _MODEL_KEYS: dict[str, Any] = {
     "source": str, "task": str, "type": str, "config": dict, "features": list, "package": str, "file": str,
     "distribution": str, "path": str, "repo": str, "revision": str, "seed": int, "query_gain": (int, float),
-    "embedding_gain": (int, float), "branch_gain": (int, float), "teacher": str,
-    "routed_by_token": bool, "padding_sides": list, "trust_remote_code": bool,
+    "embedding_gain": (int, float), "branch_gain": (int, float), "choice_bias": (int, float), "teacher": str,
+    "routed_by_token": bool, "legacy_config": bool, "padding_sides": list, "trust_remote_code": bool,
     "timeout_seconds": (int, float), "parameters": int, "linear_parameters": int,
 }  # fmt: skip
 _REQUIRED = {

@@ -12,6 +12,8 @@ image processor, loaded afterwards the way users load.
 
 from __future__ import annotations
 
+import copy
+import json
 import math
 import re
 from pathlib import Path
@@ -165,12 +167,24 @@ def route_by_token(model: torch.nn.Module, seed: int) -> None:
                     parameter[:, channel] = ROUTE_GAIN * (order - (experts - 1) / 2)
 
 
+def bias_choices(model: torch.nn.Module, size: float) -> None:
+    """Let routers that add a bias to their scores before they choose add `size` to every other pair of experts, and
+    take it from the rest: pairs, so that within a group of four some are chosen for it."""
+    with torch.no_grad():
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                signs = 1.0 - 2.0 * ((torch.arange(buffer.numel()) // 2) % 2)
+                buffer.copy_(size * signs)
+
+
 def draw(model: torch.nn.Module, row: dict[str, Any]) -> None:
     """Give `model` (fp32, CPU) the weights of the probe `row`."""
     gains = {name: float(row.get(name, 1.0)) for name in ("query_gain", "embedding_gain", "branch_gain")}
     sensitise(model, seed=int(row.get("seed", 0)), **gains)
     if row.get("routed_by_token"):
         route_by_token(model, seed=int(row.get("seed", 0)))
+    if row.get("choice_bias"):
+        bias_choices(model, float(row["choice_bias"]))
 
 
 def build(row: dict[str, Any], folder: Path) -> None:
@@ -180,18 +194,31 @@ def build(row: dict[str, Any], folder: Path) -> None:
     """
     import transformers
 
-    config = transformers.AutoConfig.for_model(row["type"], **row["config"])
+    config = transformers.AutoConfig.for_model(row["type"], **copy.deepcopy(row["config"]))
     with torch.random.fork_rng(devices=[]):  # what draw() leaves alone
         torch.manual_seed(0)
         model = stack_api.auto_class(row["task"]).from_config(config).eval()
     draw(model, row)
     model.save_pretrained(folder)
+    if row.get("legacy_config"):
+        _write_legacy(folder / "config.json", row["config"])
     if row["task"] == "image-classification":
         _image_processor(config).save_pretrained(folder)
     elif row["task"] == "audio-classification":
         transformers.Wav2Vec2FeatureExtractor().save_pretrained(folder)
     else:
         word_tokenizer(int(config.vocab_size)).save_pretrained(folder)
+
+
+def _write_legacy(path: Path, given: dict[str, Any]) -> None:
+    """Write a config.json again with the keys that transformers 4 knows, as checkpoints of the hub have it: the dtype
+    as `torch_dtype`, and of the rotary embedding what the row's `config` says, at the top."""
+    own = json.loads(path.read_text(encoding="utf-8"))
+    own.pop("rope_parameters", None)
+    own |= {name: given[name] for name in ("rope_theta", "rope_scaling") if name in given}
+    if "dtype" in own:
+        own["torch_dtype"] = own.pop("dtype")
+    path.write_text(json.dumps(own, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def word_tokenizer(vocab_size: int) -> Any:

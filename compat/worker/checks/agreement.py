@@ -48,6 +48,9 @@ ANSWER_SEED = 424_242
 ANSWER_LENGTH = 24
 ANSWERS = 16
 ANSWER_PADS = 5
+PATCH = 16
+"""Side of a probe's patches. A picture that asks for interpolated positions is higher by one, wider by two."""
+
 OUTPUTS = 4
 """Numbers that one fp64 output is folded into."""
 
@@ -134,11 +137,11 @@ def answer(group: Group) -> list[float]:
 
 def outputs(group: Group) -> dict[str, list[float]]:
     """Everything that the fp32 model returns for one fixed padded batch when it is asked for all that it can return
-    (hidden states and attention weights of every layer, a pooled state, a router's scores, two segments of text), each
-    tensor folded into OUTPUTS numbers as `answer` folds one. compat.judge compares them with the stored ones: nothing
-    else looks at these outputs. Raises StackError."""
+    (hidden states and attention weights of every layer, a pooled state, a router's scores, two segments of text, a
+    padded sound, a wider picture by interpolated positions), each tensor folded into OUTPUTS numbers as `answer` folds
+    one. compat.judge compares them with the stored ones: nothing else looks at these outputs. Raises StackError."""
     model = group.master
-    count = 2 if group.task not in CLASSIFYING else 1
+    count = 1 if group.task == "image-classification" else 2
     rows = group.source.rows(ANSWER_SEED, [ANSWER_LENGTH] * count)
     cpu = torch.device("cpu")
     if rows.tokens and rows.images is None:
@@ -147,14 +150,21 @@ def outputs(group: Group) -> dict[str, list[float]]:
         arguments: dict[str, Any] = dict(padded(uneven, side, model, cpu, group.source.pad).arguments)
     else:
         arguments = dict(unpadded(rows, cpu, torch.float32))
+    if group.task == "audio-classification":
+        mask = torch.ones_like(arguments["input_values"], dtype=torch.long)
+        mask[1, mask.shape[1] * 3 // 4 :] = 0
+        arguments |= {"attention_mask": mask, "input_values": arguments["input_values"] * mask}
     if stack_api.accepts(model, "token_type_ids") and getattr(model.config, "type_vocab_size", 0) > 1:
         arguments["token_type_ids"] = (torch.arange(ANSWER_LENGTH) >= ANSWER_LENGTH // 2).long().expand(count, -1)
     asked = ["output_hidden_states", "output_attentions"]
     asked += ["output_router_logits"] if "moe" in group.row.get("features", ()) else []
     with under_test("forward"), torch.no_grad():
-        given = model(**arguments, **dict.fromkeys(asked, True))
+        given = {"": model(**arguments, **dict.fromkeys(asked, True))}
+        if stack_api.accepts(model, "interpolate_pos_encoding"):
+            wider = torch.nn.functional.pad(arguments["pixel_values"], (0, 2 * PATCH, 0, PATCH), mode="reflect")
+            given["interpolated"] = model(pixel_values=wider, interpolate_pos_encoding=True)
     found = {}
-    for name, tensor in tensors({"": given}):
+    for name, tensor in tensors(given):
         if tensor.is_floating_point():
             found[name.lstrip(".")] = _folded(tensor.double().flatten(), OUTPUTS)
     return found
