@@ -31,6 +31,9 @@ SHARDS = 3
 LARGE_PARAMETERS = 50_000_000
 """Above this many parameters saving and loading again takes seconds, and is asked at depth deep only."""
 
+SAMPLING = {"do_sample": True, "temperature": 0.7, "top_k": 33, "top_p": 0.9, "repetition_penalty": 1.1}
+"""Settings of generation that a checkpoint is saved with, and has to come back with."""
+
 HELD_SHARE = 0.7
 """Share of the weights that the device map may keep; the rest goes to the disk."""
 
@@ -48,6 +51,8 @@ class Elsewhere:
     """Largest distance of an output of the offloaded models, in eps rms(output)."""
     settings_lost: int = 0
     """Entries of the configuration, or of that of generation, that come back otherwise."""
+    defaults_differing: int = 0
+    """What loading without a word of dtype and attention makes otherwise than the library says."""
     dispatched_differing: int | None = None
     """Parameters that accelerate's own loader gives otherwise; None where it was not asked, or where a checkpoint's
     names are not the model's."""
@@ -104,8 +109,20 @@ def ties(model: Any) -> set[frozenset[str]]:
 def _saved_and_reloaded(group: Group, loaded: Loaded, folder: Path, found: Elsewhere) -> Any:
     model = loaded.model
     total = sum(p.numel() * p.element_size() for p in model.parameters())
-    with under_test("save"):
-        model.save_pretrained(folder, max_shard_size=max(1, total // SHARDS))
+    kept = copy.deepcopy(getattr(model, "generation_config", None))
+    if kept is not None:
+        model.generation_config.update(**SAMPLING)
+    try:
+        with under_test("save"):
+            model.save_pretrained(folder, max_shard_size=max(1, total // SHARDS))
+        return _reloaded(group, loaded, folder, found)
+    finally:
+        if kept is not None:
+            model.generation_config = kept
+
+
+def _reloaded(group: Group, loaded: Loaded, folder: Path, found: Elsewhere) -> Any:
+    model = loaded.model
     found.facts["shards"] = len(list(folder.glob("*.safetensors")))
     with under_test("reload"):
         # "auto" is the dtype that was saved
@@ -132,7 +149,25 @@ def _saved_and_reloaded(group: Group, loaded: Loaded, folder: Path, found: Elsew
     found.keys_unaccounted = sum(len(keys) for keys in left.values())
     if left:
         found.facts["keys_unaccounted"] = {kind: keys[:6] for kind, keys in left.items()}
+    with under_test("reload"):
+        untold = stack_api.auto_class(group.task).from_pretrained(folder)
+    apart = _unlike_defaults(group, untold)
+    found.defaults_differing = len(apart)
+    if apart:
+        found.facts["defaults_differing_in"] = apart
     return restored
+
+
+def _unlike_defaults(group: Group, model: Any) -> list[str]:
+    """Where `model`, loaded without a word of its dtype and attention, is not what the library says it then loads: SDPA
+    where the class declares it, else eager; for the dtype see stack_api.default_dtype."""
+    wanted = "sdpa" if stack_api.declared(type(model)).get("sdpa") else "eager"
+    attention, dtype = stack_api.effective_attention(model), stack_api.default_dtype(group.dtype)
+    found = [] if attention == wanted else [f"attention {attention}, by default {wanted}"]
+    own = stack_api.stated_dtype(model)
+    if own != dtype:
+        found.append(f"dtype {own}, by default {dtype}")
+    return found + ([] if not model.training else ["in training mode"])
 
 
 def saved_and_loaded(group: Group, loaded: Loaded) -> list[str]:

@@ -69,7 +69,12 @@ def auto_class(task: str) -> Any:
 
 def model_class(config: Any, task: str) -> Any:
     """The class that the auto class of `task` takes for `config`. Raises KeyError where it has none."""
-    found = auto_class(task)._model_mapping[type(config)]
+    return model_class_of(auto_class(task), config)
+
+
+def model_class_of(auto: Any, config: Any) -> Any:
+    """The class that `auto`, an AutoModel class, takes for `config`. Raises KeyError where it has none."""
+    found = auto._model_mapping[type(config)]
     return found[0] if isinstance(found, (list, tuple)) else found
 
 
@@ -80,6 +85,20 @@ DECLARATIONS = {
     "compile": ("_can_compile_fullgraph", "_supports_static_cache"),  # renamed in 4.54
 }
 """What a class can declare -> the attributes that versions have for it."""
+
+
+def default_dtype(held: torch.dtype) -> torch.dtype:
+    """The dtype that `from_pretrained` loads a checkpoint of dtype `held` in when it is told none: that one since
+    transformers 5, fp32 before."""
+    return held if TRANSFORMERS >= (5,) else torch.float32
+
+
+def classifier_class(config: Any) -> Any:
+    """The class that reads a text's class off the last token of a decoder with `config`, or None."""
+    try:
+        return model_class_of(transformers.AutoModelForSequenceClassification, config)
+    except KeyError:
+        return None
 
 
 def declared(cls: Any) -> dict[str, bool | None]:

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from compat.worker import asked, modes, onnx_runtime, reload, stack_api, way_back
+from compat.worker import asked, classifier, modes, onnx_runtime, reload, stack_api, way_back
 from compat.worker.group import Group, Loaded
 from compat.worker.inputs import unpadded
 from compat.worker.load import dtype_shares, quantized_modules
@@ -87,6 +87,11 @@ def run(group: Group, attention: dict[str, Any]) -> Report:
         _origin(group, report)
         if reload.affordable(group):
             _elsewhere(group, loaded, report)
+        if classifier.asked(group):
+            wrong = classifier.head_wrong(group)
+            report.measure("new_head_wrong", len(wrong), unit="parameters")
+            if wrong:
+                report.facts["new_head_wrong_in"] = wrong[:6]
     return report
 
 
@@ -226,6 +231,7 @@ def _elsewhere(group: Group, loaded: Loaded, report: Report) -> None:
     report.measure("reload_output_differing", found.output_differing, unit="elements")
     report.measure("offload_difference", found.offload_difference, unit="eps rms(output)")
     report.measure("settings_lost", found.settings_lost, unit="entries")
+    report.measure("defaults_differing", found.defaults_differing, unit="settings")
     for name, count in (("dispatched", found.dispatched_differing), ("resize", found.resize_differing)):
         if count is not None:
             report.measure(f"{name}_differing", count, unit="tensors" if name == "dispatched" else "rows")

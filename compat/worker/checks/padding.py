@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from compat.worker import stack_api
+from compat.worker import classifier, stack_api
 from compat.worker.checks.agreement import by_path, record
 from compat.worker.group import Group, Loaded
 from compat.worker.inputs import Padded, Rows, padded, padding_sides
@@ -69,6 +69,8 @@ def run(group: Group, attention: dict[str, Any]) -> Report:
     found = list(figures.values())
     record(report, found, own_yardstick=False)
     report.measure("compared_elements", [f.elements for f in found], unit="elements", better="higher", method="sum")
+    if loaded.own_yardstick and classifier.asked(group):
+        report.measure("class_error", classifier.padded_error(group), unit="rms of the answers")
     report.facts["sides"] = list(sides)
     report.facts["ratio_token_by_path"] = by_path(figures)
     return report
