@@ -1,5 +1,4 @@
-"""A decoder with a new head that classifies texts, as people fine-tune it: what the checkpoint lacks, and which token is
-read.
+"""A decoder with a new head that classifies texts, as people fine-tune it: what its head is, and which token it reads.
 
 In: a group of a decoder in fp32. Out: names of what is not as it has to be, and how far a padded text's answer is from
 that of the text alone. The head reads the last token that is no pad.

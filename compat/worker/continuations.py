@@ -107,7 +107,7 @@ def _paths(talk: _Talk, more: bool, facts: dict[str, str]) -> dict[str, Callable
     if not rolls_back:
         facts["drafts"] = "the cache of recurrent layers does not roll back"
     elif more:
-        paths["assisted"] = talk.assisted
+        paths |= {"assisted": talk.assisted, "assisted, sampled": talk.assisted_sampling}
         if not no_static_cache(talk.loaded):
             paths["static generate"] = talk.static
     return paths
@@ -178,6 +178,13 @@ class _Talk:
         """One row with the drafts of a smaller model."""
         return self.drafted({"assistant_model": assistant(self.group, self._spoken)})
 
+    def assisted_sampling(self) -> list[Spoken]:
+        """The same by the rule for drafts that are drawn, which has to choose the best token where it is the only one
+        left."""
+        torch.manual_seed(SEED)
+        drawn = {"do_sample": True, "top_k": 1, "temperature": 1.0, "top_p": 1.0}
+        return self.drafted({"assistant_model": assistant(self.group, self._spoken), **drawn})
+
     def looked_up(self) -> list[Spoken]:
         """One row, padded on the left, with drafts from its own beginning."""
         return self.drafted({"prompt_lookup_num_tokens": DRAFT, "max_matching_ngram_size": 2}, LOOKUP_PADS)
@@ -235,12 +242,11 @@ class _Talk:
             input_ids=ids,
             max_new_tokens=tokens,
             min_new_tokens=tokens,
-            do_sample=False,
             use_cache=True,
             pad_token_id=self.group.source.pad,
             return_dict_in_generate=True,
             output_logits=True,
-            **how,
+            **{"do_sample": False, **how},
         )
 
     def _fed_at_first(self) -> int:

@@ -8,9 +8,10 @@ cache, a mask left to be inferred, settings from three places.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -45,6 +46,8 @@ class Batch:
 
     rows: tuple[tuple[int, ...], ...]
     arguments: dict[str, torch.Tensor]
+    spoken: tuple[int, ...] = ()
+    """What the decoder of an encoder-decoder model is told to have written already, after its start token."""
 
     @property
     def width(self) -> int:
@@ -88,6 +91,8 @@ class Trials:
     replays: dict[str, Replay] = field(default_factory=dict)
     figures: dict[str, Agreement] = field(default_factory=dict)
     margins: Margins = field(default_factory=Margins)
+    drawn_wrong: int | None = None
+    """Of beams that are drawn: whether one seed gave two answers, and whether two seeds gave one; None: not asked."""
     changed: list[str] = field(default_factory=list)
     """What generate changed of what it was given: `trial: input_ids`, `trial: generation_config`."""
 
@@ -142,7 +147,8 @@ class Trials:
         """What a replay starts from."""
         if self.decoder_start is None:
             return Prompts(batch.rows, batch.width)
-        return Prompts(((self.decoder_start,),) * len(batch.rows), 1, batch.rows)
+        begun = (self.decoder_start, *batch.spoken)
+        return Prompts((begun,) * len(batch.rows), len(begun), batch.rows)
 
     def generate(
         self,
@@ -155,10 +161,12 @@ class Trials:
         added: torch.Tensor | None = None,
         own: Any = None,
         embedded: bool = False,
+        padless: bool = False,
     ) -> Generated:
         """Generate and replay. `settings` are passed as arguments over a generation `config`, over the model's `own`
         (by default as it was first); without `mask` the mask is left to `generate`; `added` is what a processor of ours
-        adds to the scores; `embedded` prompts go in as embeddings, and do not come back. Raises StackError."""
+        adds to the scores; `embedded` prompts go in as embeddings, and do not come back; `padless`: nothing says which
+        token pads, so that the first end of sequence does. Raises StackError."""
         given = {"pad_token_id": self.pad, **self.varied, **settings}
         arguments: dict[str, Any] = {k: v.clone() for k, v in batch.arguments.items() if mask or k == "input_ids"}
         if embedded:
@@ -173,11 +181,18 @@ class Trials:
             inherits = stack_api.passed_config_inherits()
             places = (stack_api.stated_settings(config), own) if inherits else (config,)
         holds = resolved({**given, "added": added}, *places)
+        if padless:
+            holds = dataclasses.replace(holds, pad_token_id=holds.eos[0])
+            given.pop("pad_token_id")
+        if batch.spoken:
+            begun = [[self.decoder_start, *batch.spoken]] * len(batch.rows)
+            arguments["decoder_input_ids"] = torch.tensor(begun, device=self.group.device)
         if added is not None:
             arguments["logits_processor"] = transformers.LogitsProcessorList([Adder(added)])
         if seed is not None:
             transformers.set_seed(seed)
-        output = self.loaded.generate(**arguments, **RECORDED, **given)
+        with self._no_pad() if padless else contextlib.nullcontext():
+            output = self.loaded.generate(**arguments, **RECORDED, **given)
         self._note_changes(name, batch, arguments, config)
         prompts = self.prompts(batch)
         if embedded:
@@ -191,6 +206,26 @@ class Trials:
         self.replays[name] = found
         return Generated(holds, batch, output, found, arguments.get("logits_processor"))
 
+    @contextlib.contextmanager
+    def _no_pad(self) -> Iterator[None]:
+        """While the block runs, the model's own generation config names no token that pads."""
+        own = self.loaded.model.generation_config
+        kept, own.pad_token_id = own.pad_token_id, None
+        try:
+            yield
+        finally:
+            own.pad_token_id = kept
+
+    def sample_beams(self, batch: Batch, settings: Mapping[str, Any]) -> None:
+        """Beam search that draws its beams, under three seeds of which two are one."""
+        seed, said = self.group.spec.seed, []
+        for number in (seed, seed, seed + 1):
+            transformers.set_seed(number)
+            arguments = {k: v.clone() for k, v in batch.arguments.items()}
+            given = {"pad_token_id": self.pad, **self.varied, **settings}
+            said.append(self.loaded.generate(**arguments, **given).tolist())
+        self.drawn_wrong = (said[0] != said[1]) + (said[1] == said[2])
+
     def _note_changes(self, name: str, batch: Batch, given: Mapping[str, Any], config: Any) -> None:
         for key, value in batch.arguments.items():
             if key in given and not torch.equal(given[key], value):
@@ -201,7 +236,8 @@ class Trials:
     def _prompt_changes(self, batch: Batch, sequences: torch.Tensor, times: int) -> int:
         """Tokens of the returned sequences that are not those they had to start with."""
         if self.decoder_start is not None:
-            return int((sequences[:, 0] != self.decoder_start).sum())
+            begun = torch.tensor([self.decoder_start, *batch.spoken], device=sequences.device)
+            return int((sequences[:, : len(begun)] != begun).sum())
         given = batch.arguments["input_ids"].repeat_interleave(times, 0)
         return int((sequences[:, : batch.width] != given).sum())
 
@@ -212,7 +248,10 @@ class Trials:
         for row in range(len(made.replayed.lived)):
             new = made.new(row)[:steps]
             prompt = made.batch.rows[row // times]
-            r, e = self.teacher.logits(prompt, self.decoder_start, new)
+            r, e = (
+                x[len(made.batch.spoken) :]
+                for x in self.teacher.logits(prompt, self.decoder_start, (*made.batch.spoken, *new))
+            )
             taught.append((r, e))
             logits.append(torch.stack([made.output.logits[t][row] for t in range(len(new))]))
             if margins:

@@ -11,6 +11,7 @@ Then the task's pipeline, on the same prompts and settings, must give the same (
 from __future__ import annotations
 
 import copy
+import dataclasses
 from typing import Any
 
 import torch
@@ -122,6 +123,12 @@ def _cheap_tokens(trials: Trials, greedy: Generated) -> None:
     many |= {"max_new_tokens": 10, "rows": (batch.rows[-1],)}  # one prompt: the search ends when it does
     _beams(trials, "beams that take the first", greedy, early_stopping=True, length_penalty=2.0, **many)
     _beams(trials, "beams that give up", greedy, early_stopping=False, length_penalty=-1.5, **many)
+    _beams(trials, "beams that never stop", greedy, early_stopping="never", length_penalty=0.5, **many)
+    drawn = {"do_sample": True, "temperature": 2.0, "top_k": 0, "num_beams": 3}
+    trials.sample_beams(trials.batch(batch.rows[-1:]), _fixed(6) | drawn)
+    if trials.decoder_start is not None:
+        begun = dataclasses.replace(trials.batch(batch.rows[-2:]), spoken=tuple(greedy.new(0)[2:4]))
+        trials.judge("begun", trials.generate("begun", begun, _fixed(3)))
     _expanded(trials, batch)
     _settings_from_three_places(trials, batch)
     _other_paths(trials, batch, 3)
@@ -183,6 +190,8 @@ def _ended(trials: Trials, greedy: Generated) -> Generated | None:
     ends = {"eos_token_id": [chosen, spare], "min_new_tokens": None, "do_sample": False}
     made = trials.generate("ended", greedy.batch, {"max_length": width + steps, **ends})
     trials.judge("ended", made)
+    if trials.decoder_start is None and trials.group.spec.at_least("standard"):
+        trials.generate("no pad token", greedy.batch, {"max_length": width + 4, **ends}, padless=True)
     return made
 
 
@@ -300,6 +309,8 @@ def _report(trials: Trials, report: Report) -> None:
     ):
         report.measure(name, values, unit=unit, method="sum")
     report.measure("compared_scores", [r.scores for r in replays], unit="entries", better="higher", method="min")
+    if trials.drawn_wrong is not None:
+        report.measure("drawn_beams_wrong", trials.drawn_wrong, unit="comparisons")
     errors = [e for r in replays if (e := getattr(r, "score_error", None)) is not None]
     if errors:
         report.measure("beam_score_error", errors, unit="of the score")
