@@ -139,6 +139,8 @@ class Searched:
 
     hypotheses: list[list[Beam]]
     histories: list[list[tuple[int, ...]]]
+    cut: bool = False
+    """Whether the recorded scores end although the search goes on."""
 
 
 def beam_search(settings: Settings, scores: Sequence[torch.Tensor], prompts: int, width: int) -> Searched:
@@ -151,7 +153,8 @@ def beam_search(settings: Settings, scores: Sequence[torch.Tensor], prompts: int
     """
     beams, most = settings.num_beams, settings.most(width)
     searches = [_Search([Beam((), 0.0 if b == 0 else -1e9, ()) for b in range(beams)]) for _ in range(prompts)]
-    histories = []
+    histories: list[list[tuple[int, ...]]] = []
+    ended = False
     for step, given in enumerate(scores):
         histories.append([beam.new for search in searches for beam in search.running])
         for number, search in enumerate(searches):
@@ -160,9 +163,11 @@ def beam_search(settings: Settings, scores: Sequence[torch.Tensor], prompts: int
             _advance(settings, search, path, last=step + 1 == most)
             _look_ahead(settings, search, most)
         done = all(len(s.finished) == beams for s in searches) and settings.early_stopping is True
-        if done or not any(s.open for s in searches):
+        ended = done or not any(s.open for s in searches)
+        if ended:
             break
-    return Searched([s.finished[: settings.num_return_sequences] for s in searches], histories)
+    cut = not ended and len(histories) < most
+    return Searched([s.finished[: settings.num_return_sequences] for s in searches], histories, cut)
 
 
 def _candidates(settings: Settings, running: list[Beam], scores: torch.Tensor) -> list[Beam]:
@@ -234,6 +239,6 @@ def replay_beams(settings: Settings, prompts: Prompts, output: Any) -> BeamRepla
         found.filled |= set(tokens[len(beam.new) :])
         found.score_error = max(found.score_error, abs(expected - score) / max(1.0, abs(expected)))
     longest = max((len(b.new) for b in found.beams), default=0)
-    found.length_differences = abs(len(output.scores) - len(own.histories))
+    found.length_differences = abs(len(output.scores) - len(own.histories)) + own.cut
     found.length_differences += abs(len(returned[0]) - longest) if returned else 0
     return found

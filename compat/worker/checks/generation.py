@@ -123,7 +123,6 @@ def _cheap_tokens(trials: Trials, greedy: Generated) -> None:
     many |= {"max_new_tokens": 10, "rows": (batch.rows[-1],)}  # one prompt: the search ends when it does
     _beams(trials, "beams that take the first", greedy, early_stopping=True, length_penalty=2.0, **many)
     _beams(trials, "beams that give up", greedy, early_stopping=False, length_penalty=-1.5, **many)
-    many["eos_token_id"] = list(range(FIRST_TOKEN, trials.group.source.vocab, 10))
     _beams(trials, "beams that never stop", greedy, early_stopping="never", length_penalty=0.6, **many)
     drawn = {"do_sample": True, "temperature": 2.0, "top_k": 0, "num_beams": 3}
     trials.sample_beams(trials.batch(batch.rows[-1:]), _fixed(6) | drawn)
