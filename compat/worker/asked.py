@@ -54,11 +54,15 @@ def settings_differing(group: Group, model: Any) -> list[str]:
 
 def buffers_differing(group: Group, model: Any) -> tuple[list[str], int]:
     """Buffers that are not as they should be, and how many were compared: rotary frequencies in fp32 and as their
-    formula gives them, the others as the checkpoint's model has them (a shape has none with values)."""
+    formula gives them (but those that follow the length of the last text), the others as the checkpoint's model has
+    them (a shape has none with values)."""
     masters = {name: buffer for name, buffer in group.master.named_buffers() if not buffer.is_meta}
     described = _description(group)
     found, compared = [], 0
+    bound = stack_api.length_bound_buffers(model)
     for name, buffer in model.named_buffers():
+        if name in bound:
+            continue
         if "inv_freq" in name:
             compared += 1
             if buffer.dtype.itemsize < 4:

@@ -189,8 +189,9 @@ def saved_and_loaded(group: Group, loaded: Loaded) -> list[str]:
 def _state_differing(model: Any, restored: Any, parameters_only: bool = False) -> list[str]:
     theirs, own = dict(restored.named_parameters()), dict(model.named_parameters())
     if not parameters_only:
-        theirs |= dict(restored.named_buffers())
-        own |= dict(model.named_buffers())
+        bound = stack_api.length_bound_buffers(model)
+        theirs |= {name: buffer for name, buffer in restored.named_buffers() if name not in bound}
+        own |= {name: buffer for name, buffer in model.named_buffers() if name not in bound}
     apart = [
         name
         for name, tensor in own.items()

@@ -93,6 +93,18 @@ def default_dtype(held: torch.dtype) -> torch.dtype:
     return held if TRANSFORMERS >= (5,) else torch.float32
 
 
+def length_bound_buffers(model: Any) -> set[str]:
+    """Names of the rotary frequencies of `model` that hold for the last text only: of kinds that depend on its
+    length."""
+    found = set()
+    for path, module in model.named_modules():
+        kind = getattr(module, "rope_type", None)
+        kinds = kind.values() if isinstance(kind, dict) else (kind,)
+        if any(k in ("dynamic", "longrope") for k in kinds):
+            found |= {f"{path}.{name}" for name, _ in module.named_buffers(recurse=False) if "inv_freq" in name}
+    return {name for name in found if "original" not in name}
+
+
 def classifier_class(config: Any) -> Any:
     """The class that reads a text's class off the last token of a decoder with `config`, or None."""
     try:
