@@ -28,11 +28,16 @@ class Classifier(NamedTuple):
     missing: frozenset[str]
 
 
-def asked(group: Group) -> bool:
-    """Whether a classifier says something here: a head costs a load, and is the same in every dtype."""
+def small(group: Group) -> bool:
+    """Whether heads are asked about: they cost loads, and are the same in every dtype."""
     own = group.row["source"] == "probe" and group.mode.kind == "plain" and not group.spec.quantization["library"]
-    small = own and group.dtype == torch.float32 and group.task == "causal-lm" and group.spec.at_least("standard")
-    return small and stack_api.classifier_class(group.master.config) is not None
+    return own and group.dtype == torch.float32 and group.spec.at_least("standard")
+
+
+def asked(group: Group) -> bool:
+    """Whether a classifier says something here: of a decoder that has such a class."""
+    decoder = group.task == "causal-lm" and stack_api.classifier_class(group.master.config) is not None
+    return small(group) and decoder
 
 
 def classifier(group: Group) -> Classifier:

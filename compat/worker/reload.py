@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 
 from compat.worker import stack_api
 from compat.worker.calls import under_test
@@ -149,25 +150,65 @@ def _reloaded(group: Group, loaded: Loaded, folder: Path, found: Elsewhere) -> A
     found.keys_unaccounted = sum(len(keys) for keys in left.values())
     if left:
         found.facts["keys_unaccounted"] = {kind: keys[:6] for kind, keys in left.items()}
-    with under_test("reload"):
-        untold = stack_api.auto_class(group.task).from_pretrained(folder)
-    apart = _unlike_defaults(group, untold)
+    apart = _unlike_asked(group, folder)
     found.defaults_differing = len(apart)
     if apart:
         found.facts["defaults_differing_in"] = apart
     return restored
 
 
-def _unlike_defaults(group: Group, model: Any) -> list[str]:
-    """Where `model`, loaded without a word of its dtype and attention, is not what the library says it then loads: SDPA
-    where the class declares it, else eager; for the dtype see stack_api.default_dtype."""
-    wanted = "sdpa" if stack_api.declared(type(model)).get("sdpa") else "eager"
-    attention, dtype = stack_api.effective_attention(model), stack_api.default_dtype(group.dtype)
-    found = [] if attention == wanted else [f"attention {attention}, by default {wanted}"]
-    own = stack_api.stated_dtype(model)
-    if own != dtype:
-        found.append(f"dtype {own}, by default {dtype}")
+def _unlike_asked(group: Group, folder: Path) -> list[str]:
+    """What the checkpoint in `folder` gives otherwise than the library says, loaded without a word (SDPA where the
+    class declares it, else eager; for the dtype see stack_api.default_dtype), and loaded with a configuration of the
+    caller's beside which dtype, by its older name, and attention are asked for."""
+    auto = stack_api.auto_class(group.task)
+    with under_test("reload"):
+        untold = auto.from_pretrained(folder)
+    best = "sdpa" if stack_api.declared(type(untold)).get("sdpa") else "eager"
+    found = _unlike(untold, best, stack_api.default_dtype(group.dtype), "by default")
+    for implementation in dict.fromkeys((best, "eager")):
+        config = copy.deepcopy(untold.config)
+        with under_test("reload"):
+            other = torch.float32 if implementation == best else torch.bfloat16
+            told = auto.from_pretrained(folder, config=config, torch_dtype=other, attn_implementation=implementation)
+        found += _unlike(told, implementation, other, "asked for beside a config:")
+    return found
+
+
+def _unlike(model: Any, attention: str, dtype: torch.dtype, how: str) -> list[str]:
+    own, stated = stack_api.effective_attention(model), stack_api.stated_dtype(model)
+    held = {p.dtype for name, p in model.named_parameters() if p.is_floating_point()}
+    found = [] if own == attention else [f"attention {own}, {how} {attention}"]
+    if stated != dtype or dtype not in held:
+        found.append(f"dtype {stated}, {how} {dtype}")
     return found + ([] if not model.training else ["in training mode"])
+
+
+def without_head(group: Group, loaded: Loaded) -> list[str]:
+    """Parameters that are lost or changed on the way from a checkpoint with a head to the model without one, and back
+    from that one's checkpoint to the model with the head. Raises StackError (phases `save`, `reload`)."""
+    model, found = loaded.model, []
+    own = dict(model.named_parameters())
+    told = {**stack_api.dtype_argument("auto"), "attn_implementation": "eager"}
+    with tempfile.TemporaryDirectory(prefix="compat-") as name:
+        with under_test("save"):
+            model.save_pretrained(f"{name}/head")
+        with under_test("reload"):
+            bare = transformers.AutoModel.from_pretrained(f"{name}/head", **told)
+        part = dict(model.base_model.named_parameters())
+        found += [f"without its head: {n}" for n, p in bare.named_parameters() if n in part and not _equal(p, part[n])]
+        with under_test("save"):
+            model.base_model.save_pretrained(f"{name}/bare")
+        with under_test("reload"):
+            again = stack_api.auto_class(group.task).from_pretrained(f"{name}/bare", **told)
+        prefix = f"{model.base_model_prefix}."
+        back = {n: p for n, p in again.named_parameters() if n.startswith(prefix)}
+        found += [f"back under a head: {n}" for n, p in back.items() if not _equal(p, own[n])]
+    return found
+
+
+def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.shape == other.shape and torch.equal(one.cpu(), other.cpu())
 
 
 def saved_and_loaded(group: Group, loaded: Loaded) -> list[str]:

@@ -16,9 +16,9 @@ import torch
 from compat.worker import reference, stack_api
 from compat.worker.calls import StackError, under_test
 from compat.worker.divergence import tensors
-from compat.worker.group import Group
+from compat.worker.group import Group, Loaded
 from compat.worker.inputs import CLASSIFYING, Rows, padded, unpadded
-from compat.worker.metrics import Agreement
+from compat.worker.metrics import Agreement, distance
 from compat.worker.report import Report
 
 LENGTHS = {
@@ -100,6 +100,8 @@ def run(group: Group, attention: dict[str, Any]) -> Report:
     record(report, figures, own_yardstick=own)
     report.measure("compared_elements", [f.elements for f in figures], unit="elements", better="higher", method="sum")
     embedded = group.spec.at_least("standard") and not loaded.facts.get("graph")
+    if embedded and group.row["source"] == "probe" and group.task not in CLASSIFYING:
+        _embedded(group, loaded, report)
     large = outliers(group) if embedded else None
     if large is not None:
         record(report, [compared(large)], own_yardstick=own, prefix="outlier_")
@@ -125,6 +127,20 @@ def run(group: Group, attention: dict[str, Any]) -> Report:
             except StackError as error:  # none of the stored ones is there then
                 report.facts |= {"outputs": {}, "outputs_note": str(error)[:160]}
     return report
+
+
+def _embedded(group: Group, loaded: Loaded, report: Report) -> None:
+    """The same text as token ids and as the embeddings of these: one kernel, one answer."""
+    if not stack_api.takes_embeddings(loaded.model):
+        return
+    rows = group.source.rows(1000 * group.spec.seed, [LENGTHS["quick"][0]] * 2)
+    inputs = unpadded(rows, group.device, group.dtype)
+    o = loaded(**inputs)
+    reader = loaded.model.get_encoder() if group.task == "seq2seq-lm" else loaded.model
+    with torch.no_grad():
+        embeddings = reader.get_input_embeddings()(inputs.pop("input_ids"))
+    other = loaded(**inputs, inputs_embeds=embeddings)
+    report.measure("embedding_difference", distance(other, o), unit="eps rms(output)")
 
 
 def answer(group: Group) -> list[float]:

@@ -87,6 +87,11 @@ def run(group: Group, attention: dict[str, Any]) -> Report:
         _origin(group, report)
         if reload.affordable(group):
             _elsewhere(group, loaded, report)
+        if classifier.small(group) and loaded.model.base_model is not loaded.model:
+            lost = reload.without_head(group, loaded)
+            report.measure("head_swap_differing", len(lost), unit="parameters")
+            if lost:
+                report.facts["head_swap_differing_in"] = lost[:6]
         if classifier.asked(group):
             wrong = classifier.head_wrong(group)
             report.measure("new_head_wrong", len(wrong), unit="parameters")

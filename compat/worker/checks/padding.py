@@ -3,9 +3,9 @@
 Rows of unequal length are padded on each side that the family supports and judged, row by row, against the fp64
 reference of the row alone, with the unpadded eager error as yardstick; so are one padded row by itself, batches of
 drawn shapes, left padding without position ids (families that see distances only), rows packed into one without a
-mask and with a mask of our own (families that declare it), and padded decoders. Exact tests beside it: other token ids
-under the pads, one more row that is masked everywhere, and a mask of another dtype must leave every valid position
-bit for bit as it was.
+mask and with masks of our own (families that declare it), a row with masked tokens in its middle, and padded decoders.
+Exact tests beside it: other token ids under the pads, one more row that is masked everywhere, and a mask of another
+dtype must leave every valid position bit for bit as it was.
 """
 
 from __future__ import annotations
@@ -36,6 +36,16 @@ NOTED = 7.0
 """The ratio by token from which a drawn batch is made smaller (the fp32 bound of criteria/padding.toml)."""
 
 DECODER_LENGTHS = (17, 12, 7, 15)
+
+PACKED = ((2, LENGTHS[2]), (3, LENGTHS[3]), (1, 12))
+PACKED_BESIDE = (((0, LENGTHS[0]),), ((1, 20), (2, 17), (3, LENGTHS[0] - 37)))
+OWN_MASKS = (((2, LENGTHS[2]), (3, LENGTHS[3])), ((3, LENGTHS[3]), (2, LENGTHS[2])))
+"""Texts that share rows: (which of the rows, how much of it)."""
+
+HOLES = (9, 10, 23)
+ROTARY = frozenset({"rope", "partial-rope"})
+BY_SLOT = frozenset({"window", "state-space", "linear-attention"})
+"""Features for which a masked token counts all the same: as a place of the window, as a step of a recurrence."""
 
 DISTANCES_ONLY = frozenset({"rope", "partial-rope", "alibi"})
 """Features of families whose answer does not change when every position moves by the same amount."""
@@ -102,6 +112,8 @@ def _more_paths(
         report.facts["packed"] = "not asked: position ids that restart mean nothing in this version"
         features.discard("packed")
     yield from _packed(group, loaded, rows, features)
+    if features & ROTARY and not features & BY_SLOT and stack_api.accepts(loaded.model, "position_ids"):
+        yield "holes", _holed(group, loaded, rows)
     if group.spec.at_least("deep"):
         worst, smallest = _searched(group, loaded, rows, sides)
         yield f"drawn, worst of {SEARCHED}", worst
@@ -120,23 +132,49 @@ def _part(rows: Rows, chosen: tuple[int, ...]) -> Rows:
 
 
 def _packed(group: Group, loaded: Loaded, rows: Rows, features: set[str]) -> Iterator[tuple[str, Agreement]]:
-    """Two rows in one, position ids restarting: without a mask, and with a block-diagonal mask of our own."""
-    two = _part(rows, (2, 3))
-    first, second = (len(t) for t in two.tokens)
-    inputs = {
-        "input_ids": torch.tensor([two.tokens[0] + two.tokens[1]], device=group.device),
-        "position_ids": torch.tensor([[*range(first), *range(second)]], device=group.device),
-        "use_cache": False,
-    }
+    """Texts in one row, position ids restarting: three without a mask, alone and beside a row that is one text; two
+    under block-diagonal masks of our own, another for each row."""
+    plain = loaded.attention["implementation"] in ("eager", "sdpa")
+
+    def joined(*each: tuple[tuple[int, int], ...]) -> tuple[dict[str, Any], Yardstick]:
+        """Inputs of one row for each of `each`: (row, length) of the texts in it. And what to judge them by."""
+        ids = [[t for i, n in texts for t in rows.tokens[i][:n]] for texts in each]
+        positions = [[p for _, n in texts for p in range(n)] for texts in each]
+        inputs = {"input_ids": torch.tensor(ids, device=group.device), "use_cache": False}
+        inputs["position_ids"] = torch.tensor(positions, device=group.device)
+        every = [text for texts in each for text in texts]
+        return inputs, _prefixes(group, rows, tuple(i for i, _ in every), tuple(n for _, n in every))
+
     if "packed" in features:
-        yield "packed", group.yardstick(two).compare(loaded(**inputs)[0])
-    if "mask-4d" in features and loaded.attention["implementation"] in ("eager", "sdpa"):
-        block = torch.block_diag(torch.ones(first, first), torch.ones(second, second)).tril().bool()
-        additive = torch.zeros(block.shape, dtype=group.dtype).masked_fill(~block, torch.finfo(group.dtype).min)
+        inputs, yardstick = joined(PACKED)
+        yield "packed", yardstick.compare(loaded(**inputs)[0])
+        if plain:  # flash kernels take a packed row by itself only
+            inputs, yardstick = joined(*PACKED_BESIDE)
+            yield "packed beside one text", yardstick.compare(loaded(**inputs).flatten(0, 1))
+    if "mask-4d" in features and plain:
+        inputs, yardstick = joined(*OWN_MASKS)
+        blocks = [torch.block_diag(*(torch.ones(n, n) for _, n in texts)).tril().bool() for texts in OWN_MASKS]
+        lowest = torch.finfo(group.dtype).min
+        additive = torch.zeros(len(blocks), *blocks[0].shape, dtype=group.dtype)
+        additive = additive.masked_fill(~torch.stack(blocks), lowest)
         if not stack_api.accepts(loaded.model, "position_ids"):
             inputs.pop("position_ids")
-        o = loaded(**inputs, attention_mask=additive[None, None].to(group.device))
-        yield "own mask", group.yardstick(two).compare(o[0])
+        o = loaded(**inputs, attention_mask=additive[:, None].to(group.device))
+        yield "own mask", yardstick.compare(o.flatten(0, 1))
+
+
+def _holed(group: Group, loaded: Loaded, rows: Rows) -> Agreement:
+    """A row with masked tokens in its middle, positions counted over the others, against the row without them."""
+    own = rows.tokens[0]
+    kept = [i for i in range(len(own)) if i not in HOLES]
+    ids = [token if i in kept else _other_pad(group) for i, token in enumerate(own)]
+    mask = torch.tensor([[int(i in kept) for i in range(len(own))]], device=group.device)
+    o = loaded(
+        input_ids=torch.tensor([ids], device=group.device),
+        attention_mask=mask,
+        position_ids=(mask.cumsum(-1) - 1).clamp_min(0),
+    )
+    return group.yardstick(Rows(tokens=(tuple(own[i] for i in kept),))).compare(o[0][kept])
 
 
 def _padded_decoders(group: Group, loaded: Loaded, rows: Rows, side: str) -> Agreement:
