@@ -5,6 +5,7 @@ In: a load group and what the linears of its model hold. Out: a `RoundTrip`.
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from dataclasses import dataclass, field
 from typing import Any
@@ -78,6 +79,8 @@ def round_trip(group: Group, held: dict[str, Stored | Affine], kernels: Kernels)
     inputs = batch(group, model)
     if restored is None:
         return found
+    if group.spec.quantization["library"] == "bitsandbytes":
+        _dequantized_whole(copy.deepcopy(restored), again, found)
     first, second = (_forward(group, m, inputs) for m in (model, restored))
     found.counts["saved_output_differing"] = int((first != second).sum())
     if group.spec.at_least("deep"):
@@ -169,6 +172,30 @@ def _dequantize_error(module: Any, held: Stored | Affine, into: RoundTrip) -> fl
         return 1 / torch.finfo(theirs.dtype).eps
     unit = torch.finfo(theirs.dtype).eps * float(own.abs().max())
     return float((theirs.double() - own.double()).abs().max()) / max(unit, 1e-60)
+
+
+def _dequantized_whole(model: Any, held: dict[str, Stored | Affine], into: RoundTrip) -> None:
+    """What `model.dequantize()` leaves behind: each linear with the weight that our own arithmetic makes of what it
+    held, up to the rounding of its dtype, and every other parameter, biases among them, as it was."""
+    codes = {f"{path}.weight" for path in held}
+    others = {n: p.detach().clone() for n, p in model.named_parameters() if n not in codes}
+    with under_test("dequantize"):
+        plain = model.dequantize()
+    after, names = dict(plain.named_parameters()), []
+    for path, own in held.items():
+        weight, expected = after.get(f"{path}.weight"), dequantize.dequantize(own)
+        if weight is None or weight.shape != expected.shape or not weight.is_floating_point():
+            names.append(f"{path}.weight")
+            continue
+        unit = torch.finfo(weight.dtype).eps * float(expected.abs().max())
+        if float((weight.double() - expected.to(weight.device).double()).abs().max()) > ROUNDING * unit:
+            names.append(f"{path}.weight")
+    for name, parameter in others.items():
+        if name not in after or not torch.equal(parameter, after[name].to(parameter.dtype)):
+            names.append(name)
+    into.counts["dequantized_model_differing"] = len(names)
+    if names:
+        into.facts["dequantized_model_differing_in"] = names[:6]
 
 
 def _train(
