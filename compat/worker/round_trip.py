@@ -80,7 +80,7 @@ def round_trip(group: Group, held: dict[str, Stored | Affine], kernels: Kernels)
     if restored is None:
         return found
     if group.spec.quantization["library"] == "bitsandbytes":
-        _dequantized_whole(copy.deepcopy(restored), again, found)
+        _dequantized_whole(group, copy.deepcopy(restored), again, found)
     first, second = (_forward(group, m, inputs) for m in (model, restored))
     found.counts["saved_output_differing"] = int((first != second).sum())
     if group.spec.at_least("deep"):
@@ -174,7 +174,7 @@ def _dequantize_error(module: Any, held: Stored | Affine, into: RoundTrip) -> fl
     return float((theirs.double() - own.double()).abs().max()) / max(unit, 1e-60)
 
 
-def _dequantized_whole(model: Any, held: dict[str, Stored | Affine], into: RoundTrip) -> None:
+def _dequantized_whole(group: Group, model: Any, held: dict[str, Stored | Affine], into: RoundTrip) -> None:
     """What `model.dequantize()` leaves behind: each linear with the weight that our own arithmetic makes of what it
     held, up to the rounding of its dtype, and every other parameter, biases among them, as it was."""
     codes = {f"{path}.weight" for path in held}
@@ -184,7 +184,7 @@ def _dequantized_whole(model: Any, held: dict[str, Stored | Affine], into: Round
     after, names = dict(plain.named_parameters()), []
     for path, own in held.items():
         weight, expected = after.get(f"{path}.weight"), dequantize.dequantize(own)
-        if weight is None or weight.shape != expected.shape or not weight.is_floating_point():
+        if weight is None or weight.shape != expected.shape or weight.dtype != group.dtype:
             names.append(f"{path}.weight")
             continue
         unit = torch.finfo(weight.dtype).eps * float(expected.abs().max())
