@@ -20,6 +20,7 @@ import torch
 import transformers
 
 from compat.worker import stack_api
+from compat.worker.calls import StackError, under_test
 from compat.worker.group import Group, Loaded
 from compat.worker.metrics import Agreement
 from compat.worker.oracles import Settings, processed, resolved
@@ -82,6 +83,24 @@ class Generated:
         return tokens[: self.replayed.lived[row]]
 
 
+def malformed(output: Any, prompts: int, settings: Settings, width: int) -> str:
+    """What makes the answer of `generate` to so many `prompts` of `width` tokens one that cannot be gone through; ""
+    where it has its rows, at least one step, and logits and scores of each."""
+    rows = prompts * settings.num_return_sequences
+    sequences, steps = output.sequences, (output.logits, output.scores)
+    if sequences.dim() != 2 or sequences.shape[0] != rows:
+        return f"returned sequences of shape {tuple(sequences.shape)} for {rows} rows"
+    if sequences.shape[1] <= width:
+        return f"returned {sequences.shape[1]} tokens a row, no more than the {width} of the prompt"
+    if any(not given for given in steps) or len(output.logits) != len(output.scores):
+        return f"returned {len(output.logits or ())} steps of logits and {len(output.scores or ())} of scores"
+    beams = prompts * settings.num_beams if settings.num_beams > 1 else rows
+    shapes = {tuple(step.shape) for given in steps for step in given}
+    if len(shapes) != 1 or next(iter(shapes))[0] != beams:
+        return f"returned logits and scores of shapes {sorted(shapes)} for {beams} rows"
+    return ""
+
+
 @dataclass
 class Trials:
     """Runs trials and keeps what they found, by name."""
@@ -91,6 +110,8 @@ class Trials:
     replays: dict[str, Replay] = field(default_factory=dict)
     figures: dict[str, Agreement] = field(default_factory=dict)
     margins: Margins = field(default_factory=Margins)
+    transition_error: float | None = None
+    """Largest relative difference of a beam's score from the sum of its tokens' scores."""
     drawn_wrong: int | None = None
     """Of beams that are drawn: whether one seed gave two answers, and whether two seeds gave one; None: not asked."""
     changed: list[str] = field(default_factory=list)
@@ -197,8 +218,12 @@ class Trials:
         prompts = self.prompts(batch)
         if embedded:
             prompts = dataclasses.replace(prompts, width=0)
+        wrong = malformed(output, len(batch.rows), holds, prompts.width)
+        if wrong:
+            raise StackError("generate", ValueError(f"{name}: {wrong}"))
         if holds.num_beams > 1:
             found: Replay = replay_beams(holds, prompts, output)
+            self._transitions(holds, output)
         else:
             found = replay(holds, prompts.expanded(holds.num_return_sequences), output, seed)
         if not embedded:
@@ -232,6 +257,18 @@ class Trials:
                 self.changed.append(f"{name}: {key}")
         if config is not None and given["generation_config"].to_dict() != config.to_dict():
             self.changed.append(f"{name}: generation_config")
+
+    def _transitions(self, settings: Settings, output: Any) -> None:
+        """Scores of the tokens of each returned beam, as the library adds them up, against the beam's own score times
+        its length to the power of the length penalty."""
+        with under_test("transition scores"):
+            each = self.loaded.model.compute_transition_scores(
+                output.sequences, output.scores, output.beam_indices, normalize_logits=False
+            ).double()
+        lengths = (output.beam_indices >= 0).sum(-1).clamp_min(1).double()
+        wanted = output.sequences_scores.double() * lengths**settings.length_penalty
+        off = (each.sum(-1) - wanted).abs() / wanted.abs().clamp_min(1.0)
+        self.transition_error = max(self.transition_error or 0.0, float(off.max()))
 
     def _prompt_changes(self, batch: Batch, sequences: torch.Tensor, times: int) -> int:
         """Tokens of the returned sequences that are not those they had to start with."""

@@ -141,7 +141,7 @@ def _processors(trials: Trials, batch: Batch) -> None:
     shortest = min(len(row) for row in batch.rows)  # pads of an encoder would count for its penalty in transformers 5
     rows = [row[:shortest] if seq2seq else (*row[:-1], row[len(row) // 2]) for row in batch.rows]
     last = trials.decoder_start if trials.decoder_start is not None else rows[0][-1]
-    some = [t for t in sorted({t for row in rows for t in row}) if t != last][:8]
+    some = [t for t in sorted({t for row in rows for t in row}) if t != last][:10]
     width = 1 if seq2seq else batch.width
     settings = {
         "max_length": width + 6,
@@ -153,8 +153,8 @@ def _processors(trials: Trials, batch: Batch) -> None:
         "bad_words_ids": [[some[1]], [last, some[2]], [some[5], last, some[4]]],
         # a pad must not be written: it would make n-grams with those before the prompt, which transformers 5 counts
         "sequence_bias": {(some[3],): 4.0, (last, some[4]): -6.0, (trials.pad,): -20.0},
-        "suppress_tokens": [some[5]],
-        "begin_suppress_tokens": [some[6]],
+        "suppress_tokens": [some[5], some[8]],
+        "begin_suppress_tokens": [some[6], some[9]],
         "exponential_decay_length_penalty": (2, 1.2),
         "forced_eos_token_id": some[0],
     }
@@ -309,6 +309,8 @@ def _report(trials: Trials, report: Report) -> None:
     ):
         report.measure(name, values, unit=unit, method="sum")
     report.measure("compared_scores", [r.scores for r in replays], unit="entries", better="higher", method="min")
+    if trials.transition_error is not None:
+        report.measure("transition_score_error", trials.transition_error, unit="of the score")
     if trials.drawn_wrong is not None:
         report.measure("drawn_beams_wrong", trials.drawn_wrong, unit="comparisons")
     errors = [e for r in replays if (e := getattr(r, "score_error", None)) is not None]
