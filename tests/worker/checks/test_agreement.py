@@ -95,7 +95,7 @@ def test_padding_walks_every_path(llama: Group) -> None:
         # a mask of one row's batch is dropped; larger batches are right
         (lambda mask: None if mask is not None and mask.shape[0] == 1 and mask.shape[-1] == 49 else mask, "one row"),
         # packed rows see each other: a causal mask in place of the block-diagonal one
-        (lambda mask: None if mask is not None and mask.shape[-2:] == (74, 74) else mask, "packed"),
+        (lambda mask: None if mask is not None and mask.shape[-2:] == (86, 86) else mask, "packed"),
     ],
 )
 def test_padding_names_the_path_that_is_wrong(llama: Group, patches: Patches, broken: Any, only: str) -> None:

@@ -16,7 +16,7 @@ from compat.worker.report import Report
 from .groups import attention, figures, group
 
 WALKS = {"batch", "beside", "single", "short", "static", "long"}
-GENERATED = {"lookup", "turns", "assisted", "static generate"}
+GENERATED = {"lookup", "turns", "assisted", "assisted, sampled", "static generate"}
 
 
 @pytest.fixture(scope="module")
