@@ -34,6 +34,9 @@ CLASSES = (
     "work",
     "modes",
     "experts",
+    "settings",
+    "rows",
+    "searches",
     "benign",
 )
 """A module of this package each."""
