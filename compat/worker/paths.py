@@ -32,8 +32,8 @@ CHUNK = 3
 """Tokens of a chunk on a cache: fewer than any dimension, more than one."""
 
 NEW_TOKENS = {"quick": 2, "standard": 4, "deep": 4}
-"""Tokens that `generate` adds, by depth: the prompt, and steps from the cache. Counts of clean runs, which were taken at
-depth standard, are those of as many steps."""
+"""Tokens that `generate` adds, by depth: the prompt, and steps from the cache. What clean runs counted, at depth
+standard, was counted over as many steps."""
 
 BEAMS = 2
 

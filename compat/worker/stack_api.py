@@ -277,6 +277,13 @@ def divides_by_items(model: Any) -> bool:
     return bool(re.search(r"self\.loss_function\([^)]*\*\*\w+", _source(type(model).forward)))
 
 
+def upcasts_loss(model: Any) -> bool:
+    """Whether the class leaves its loss to the library's own functions for language models, which compute it in fp32
+    whatever the logits are in. A class that calls torch's cross entropy itself computes it in the model's dtype."""
+    tokens = type(model).__name__.endswith(("ForCausalLM", "ForMaskedLM", "LMHeadModel", "ForConditionalGeneration"))
+    return tokens and "self.loss_function(" in _source(type(model).forward)
+
+
 @cache
 def _source(function: Any) -> str:
     """The text of `function` below its decorators and replacements; empty where it has none."""
