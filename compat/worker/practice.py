@@ -234,6 +234,7 @@ def _inputs(loaded: Loaded, batch: Batch, report: Report) -> None:
     model = loaded.model
     learning = [p for p in model.parameters() if p.requires_grad]
     model.requires_grad_(False)
+    stack_api.drop_input_hooks(model)
     try:
         model.enable_input_require_grads()
         output = output_of(_forward(loaded, batch.arguments), loaded.group.task)
@@ -241,6 +242,6 @@ def _inputs(loaded: Loaded, batch: Batch, report: Report) -> None:
     except (NotImplementedError, AttributeError, StackError) as refused:
         report.facts["input_gradients"] = f"raised {type(refused).__name__}: {refused}"[:160]
     finally:
-        stack_api.forget_input_gradients(model)
+        stack_api.drop_input_hooks(model)
         for parameter in learning:
             parameter.requires_grad_(True)

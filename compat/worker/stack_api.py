@@ -463,6 +463,16 @@ def forget_input_gradients(model: Any) -> None:
         model.disable_input_require_grads()
 
 
+def drop_input_hooks(model: Any) -> None:
+    """Undo every `enable_input_require_grads`. Called twice, the library forgets the hooks of the first call; and turning
+    recomputation on calls it too, which turning it off leaves in place (transformers 5.23)."""
+    forget_input_gradients(model)
+    for module in model.modules():
+        for key, hook in list(module._forward_hooks.items()):
+            if getattr(hook, "__name__", "") == "make_inputs_require_grads":
+                del module._forward_hooks[key]
+
+
 def decoder_cache(cache: Any) -> Any:
     """The part of `cache` that holds the decoder's own tokens."""
     return getattr(cache, "self_attention_cache", cache)
