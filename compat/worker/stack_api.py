@@ -464,8 +464,8 @@ def forget_input_gradients(model: Any) -> None:
 
 
 def drop_input_hooks(model: Any) -> None:
-    """Undo every `enable_input_require_grads`. Called twice, the library forgets the hooks of the first call; and turning
-    recomputation on calls it too, which turning it off leaves in place (transformers 5.23)."""
+    """Undo every `enable_input_require_grads`: called twice, the library forgets the hooks of the first call, and those
+    of turning recomputation on stay once it is off again (transformers 5.23)."""
     forget_input_gradients(model)
     for module in model.modules():
         for key, hook in list(module._forward_hooks.items()):
