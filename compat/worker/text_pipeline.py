@@ -377,7 +377,7 @@ def _by_itself(
     own, theirs = state(loaded.model), state(model)
     off = {k: [own[k], theirs[k]] for k in own if own[k] != theirs[k]}
     found.settings += found.note("loaded by the pipeline", len(off), off)
-    weights = _other_weights(group, loaded, model)
+    weights = other_weights(group, loaded, model)
     found.settings += found.note("weights loaded by the pipeline", len(weights), weights)
     kernel = loaded.attention["sdpa_kernel"]
     with under_test("pipeline"), forced_sdpa_kernel(kernel), torch.no_grad(), Recorder(model).instead() as seen:
@@ -387,7 +387,7 @@ def _by_itself(
     return [list(answer[0]["generated_token_ids"])[-SHORT_TOKENS:]]
 
 
-def _other_weights(group: Group, loaded: Loaded, model: Any) -> list[str]:
+def other_weights(group: Group, loaded: Loaded, model: Any) -> list[str]:
     """Parameters of `model` that are not those of the loaded model. Quantized ones, whose codes forwards have repacked
     since, are compared by their values as loaded."""
     with under_test("quantized state"):
