@@ -653,3 +653,28 @@ def _state_lost(patches: Patches) -> None:
         return forward
 
     patches.method("transformers.models.mamba2.modeling_mamba2:Mamba2Mixer.forward", make)
+
+
+@fault(
+    "prefill-cache-is-a-view",
+    title="the cache of a prefill keeps the whole fused projection alive",
+    origin="huggingface/transformers#30860",
+    mechanism="the first keys and values are kept as they come, as parts of the tensor of queries, keys and values",
+    cells=("phi3/fp32/sdpa/none", "gpt_neox/bf16/eager/none"),
+    seen_by=("cache",),
+    spared=("llama/fp32/sdpa/none",),
+)
+def _prefill_is_a_view(patches: Patches) -> None:
+    def make(original: Any) -> Any:
+        def update(layer: Any, key_states: Any, value_states: Any, *more: Any, **rest: Any) -> Any:
+            if type(layer).__name__ != "DynamicLayer" or layer.is_initialized:
+                return original(layer, key_states, value_states, *more, **rest)
+            if value_states.untyped_storage().nbytes() > value_states.numel() * value_states.element_size():
+                patches.reached()
+            layer.lazy_initialization(key_states, value_states)
+            layer.keys, layer.values = key_states, value_states
+            return key_states, value_states
+
+        return update
+
+    patches.method(f"{CACHES}:DynamicLayer.update", make)

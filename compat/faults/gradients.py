@@ -389,3 +389,89 @@ def _sdpa_checkpoint_drops_mask(patches: Patches) -> None:
         return attention
 
     patches.function("transformers.integrations.sdpa_attention:sdpa_attention_forward", make)
+
+
+# -- beside the gradients of a step ------------------------------------------------------------------------------
+
+
+@fault(
+    "checkpoint-draws-again",
+    title="recomputed layers draw other dropout than the forward did",
+    origin="class: gradients",
+    mechanism="the state of the random generator is not kept for the recomputation (preserve_rng_state=False)",
+    cells=("gpt2/fp32/sdpa/none", "llama/fp32/eager/none"),
+    seen_by=("gradient",),
+)
+def _checkpoint_draws_again(patches: Patches) -> None:
+    def make(original: Any) -> Any:
+        def checkpoint(function: Any, *arguments: Any, **settings: Any) -> Any:
+            patches.reached()
+            return original(function, *arguments, **{**settings, "preserve_rng_state": False})
+
+        return checkpoint
+
+    patches.function("torch.utils.checkpoint:checkpoint", make)
+
+
+@fault(
+    "attention-dropout-lost",
+    title="SDPA drops nothing while the model trains",
+    origin="class: gradients",
+    mechanism="the probability of attention's dropout is not handed on to the kernel",
+    cells=("gpt2/fp32/sdpa/none", "bert/fp32/sdpa/none"),
+    seen_by=("gradient",),
+    spared=("gpt2/fp32/eager/none",),
+)
+def _attention_dropout_lost(patches: Patches) -> None:
+    def change(call: Call) -> bool:
+        drops = bool(call.rest.get("dropout"))
+        call.rest["dropout"] = 0.0
+        return drops
+
+    before_attention(patches, change)
+
+
+@fault(
+    "loss-kept",
+    title="every loss of a causal model is kept with its graph",
+    origin="class: gradients",
+    mechanism="losses are collected for a mean that is never taken: activations of those that had no backward stay",
+    cells=("llama/fp32/sdpa/none", "gpt2/fp32/eager/none"),
+    seen_by=("gradient",),
+    spared=("bert/fp32/sdpa/none",),
+)
+def _loss_kept(patches: Patches) -> None:
+    kept: list[Any] = []
+
+    def make(original: Any) -> Any:
+        def loss(*arguments: Any, **keywords: Any) -> Any:
+            found = original(*arguments, **keywords)
+            if found.requires_grad:
+                patches.reached()
+                kept.append(found)
+            return found
+
+        return loss
+
+    patches.function(CAUSAL_LOSS, make)
+
+
+@fault(
+    "loss-in-model-dtype",
+    title="the loss of a causal model in bf16 has three digits",
+    origin="class: gradients",
+    mechanism="the mean is handed back in the dtype of the logits",
+    cells=("llama/bf16/sdpa/none", "gpt_neox/bf16/eager/none"),
+    seen_by=("gradient",),
+    spared=("llama/fp32/sdpa/none",),
+)
+def _loss_in_model_dtype(patches: Patches) -> None:
+    def make(original: Any) -> Any:
+        def loss(logits: Any, *more: Any, **rest: Any) -> Any:
+            if logits.element_size() < 4:
+                patches.reached()
+            return original(logits, *more, **rest).to(logits.dtype)
+
+        return loss
+
+    patches.function(CAUSAL_LOSS, make)

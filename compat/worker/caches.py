@@ -228,6 +228,7 @@ class Held:
     """Bytes of keys and values in a cache, and what they would be by arithmetic."""
 
     bytes: int
+    """Of memory that it keeps alive."""
     expected: int
     tensors: int
     other_dtype: int
@@ -249,11 +250,17 @@ def held(group: Group, cache: Any, batch: int, columns: int) -> Held:
             latent = layer[0].shape[1] == 1
             expected += batch * min(columns, window or columns) * _bytes_a_token(config, group.dtype, latent)
     return Held(
-        sum(t.numel() * t.element_size() for t in tensors),
+        storage_bytes(tensors),
         expected,
         len(tensors),
         sum(t.dtype != group.dtype for t in tensors),
     )
+
+
+def storage_bytes(tensors: Iterable[torch.Tensor]) -> int:
+    """Bytes of memory that `tensors` keep alive: of their whole storages, each counted once. A view keeps all that it
+    is a part of."""
+    return sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}.values())
 
 
 def windows(config: Any, layers: int) -> list[int | None]:

@@ -70,6 +70,8 @@ class Judged:
     rejected: int | None = None
     """Drafted tokens that were rejected; None where nothing drafts."""
     accepted: int = 0
+    changed: int = 0
+    """Generation settings of the assistant that are others once it has drafted."""
     facts: dict[str, str] = field(default_factory=dict)
     """What this model has no path for, and why."""
 
@@ -89,6 +91,7 @@ def run(group: Group, loaded: Loaded, more: bool) -> Judged:
         talk.judge(name, spoken, judged)
     if talk.drafts:
         judged.rejected, judged.accepted = talk.rejected, talk.drafts - talk.rejected
+        judged.changed = talk.changed
     return judged
 
 
@@ -149,7 +152,7 @@ class _Talk:
         self.group = group
         self.loaded = loaded
         self.prompts = prompts(group)
-        self.drafts = self.rejected = 0
+        self.drafts = self.rejected = self.changed = 0
         self._rows: list[Rows] = []
         self._spoken: tuple[int, ...] = ()
 
@@ -191,8 +194,13 @@ class _Talk:
 
     def drafted(self, draft: dict[str, Any], pads: int = 0) -> list[Spoken]:
         """One row with drafts; counts how many were rejected."""
+        assistant = draft.get("assistant_model")
+        before = {} if assistant is None else assistant.generation_config.to_dict()
         with self._widths() as widths:
             spoken = self._single(pads, **draft)
+        if assistant is not None:
+            after = assistant.generation_config.to_dict()
+            self.changed += sum(after.get(k) != before.get(k) for k in after | before)
         proposed = sum(widths[1:]) - len(widths[1:]) + max(0, widths[0] - pads - self._fed_at_first())
         accepted = NEW_TOKENS - len(widths)
         self.drafts += proposed

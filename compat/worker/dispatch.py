@@ -20,7 +20,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
-_FUSED_PREFIX = "aten::_scaled_dot_product_"
+FUSED_PREFIX = "aten::_scaled_dot_product_"
 ENCODER_LAYER = frozenset({"aten::_transformer_encoder_layer_fwd", "aten::_native_multi_head_attention"})
 """torch's fast path of an encoder: a whole layer, or its attention, in one operator."""
 
@@ -48,7 +48,7 @@ def is_kernel(name: str, dimensions: int) -> bool:
     """Whether operator `name` carries attention or a quantized product; `dimensions` of its first tensor: a softmax
     over two is a router's."""
     return (
-        name.startswith(_FUSED_PREFIX)
+        name.startswith(FUSED_PREFIX)
         or name == "aten::_safe_softmax"
         or (name == "aten::_softmax" and dimensions >= 3)
         or name in ENCODER_LAYER
@@ -116,7 +116,7 @@ def _compiled_attention(names: Iterable[str]) -> Counter[str]:
     for name in names:
         if name.startswith(COMPILED_REGION):
             found[COMPILED_REGION] += 1
-        elif "flex" in name.lower() or name.startswith(_FUSED_PREFIX) or name == "aten::_safe_softmax":
+        elif "flex" in name.lower() or name.startswith(FUSED_PREFIX) or name == "aten::_safe_softmax":
             found[name] += 1
     return found
 

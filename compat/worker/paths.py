@@ -31,8 +31,9 @@ ROWS = 2
 CHUNK = 3
 """Tokens of a chunk on a cache: fewer than any dimension, more than one."""
 
-NEW_TOKENS = {"quick": 2, "standard": 4, "deep": 8}
-"""Tokens that `generate` adds, by depth: the prompt, and steps from the cache."""
+NEW_TOKENS = {"quick": 2, "standard": 4, "deep": 4}
+"""Tokens that `generate` adds, by depth: the prompt, and steps from the cache. What clean runs counted, at depth
+standard, was counted over as many steps."""
 
 BEAMS = 2
 

@@ -277,6 +277,13 @@ def divides_by_items(model: Any) -> bool:
     return bool(re.search(r"self\.loss_function\([^)]*\*\*\w+", _source(type(model).forward)))
 
 
+def upcasts_loss(model: Any) -> bool:
+    """Whether the class leaves its loss to the library's own functions for language models, which compute it in fp32
+    whatever the logits are in. A class that calls torch's cross entropy itself computes it in the model's dtype."""
+    tokens = type(model).__name__.endswith(("ForCausalLM", "ForMaskedLM", "LMHeadModel", "ForConditionalGeneration"))
+    return tokens and "self.loss_function(" in _source(type(model).forward)
+
+
 @cache
 def _source(function: Any) -> str:
     """The text of `function` below its decorators and replacements; empty where it has none."""
@@ -454,6 +461,16 @@ def forget_input_gradients(model: Any) -> None:
     """Undo `enable_input_require_grads`, where it was called: before transformers 5 it cannot be undone otherwise."""
     if hasattr(model, "disable_input_require_grads") and (TRANSFORMERS >= (5,) or "_require_grads_hook" in vars(model)):
         model.disable_input_require_grads()
+
+
+def drop_input_hooks(model: Any) -> None:
+    """Undo every `enable_input_require_grads`: called twice, the library forgets the hooks of the first call, and those
+    of turning recomputation on stay once it is off again (transformers 5.23)."""
+    forget_input_gradients(model)
+    for module in model.modules():
+        for key, hook in list(module._forward_hooks.items()):
+            if getattr(hook, "__name__", "") == "make_inputs_require_grads":
+                del module._forward_hooks[key]
 
 
 def decoder_cache(cache: Any) -> Any:

@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 import transformers
 
-from compat.worker import stack_api
+from compat.worker import dequantize, stack_api
 from compat.worker.calls import under_test
 from compat.worker.dispatch import forced_sdpa_kernel
 from compat.worker.group import Group, Loaded
+from compat.worker.load import quantized_modules
 from compat.worker.pipeline_calls import SHORT_TOKENS, Made, call, make, make_alone, state
 from compat.worker.report import Report
 
@@ -376,12 +377,22 @@ def _by_itself(
     own, theirs = state(loaded.model), state(model)
     off = {k: [own[k], theirs[k]] for k in own if own[k] != theirs[k]}
     found.settings += found.note("loaded by the pipeline", len(off), off)
-    weights = dict(loaded.model.named_parameters())
-    differing = [n for n, p in model.named_parameters() if n not in weights or not torch.equal(p, weights[n])]
-    found.settings += found.note("weights loaded by the pipeline", len(differing), differing)
+    weights = other_weights(group, loaded, model)
+    found.settings += found.note("weights loaded by the pipeline", len(weights), weights)
     kernel = loaded.attention["sdpa_kernel"]
     with under_test("pipeline"), forced_sdpa_kernel(kernel), torch.no_grad(), Recorder(model).instead() as seen:
         answer = pipe(text, return_tensors=True, **settings)
     steps = seen.unlike(alone.output.logits, group.dtype)
     found.tokens += found.note("logits: loaded by the pipeline", steps, "steps whose logits differ:", steps)
     return [list(answer[0]["generated_token_ids"])[-SHORT_TOKENS:]]
+
+
+def other_weights(group: Group, loaded: Loaded, model: Any) -> list[str]:
+    """Parameters of `model` that are not those of the loaded model. Quantized ones, whose codes forwards have repacked
+    since, are compared by their values as loaded."""
+    with under_test("quantized state"):
+        held = {p: dequantize.dequantize(dequantize.stored(m)).cpu() for p, m in quantized_modules(model).items()}
+    own = dict(loaded.model.named_parameters()) | {f"{p}.weight": group.dequantized(p) for p in held}
+    found = dict(model.named_parameters()) | {f"{p}.weight": weight for p, weight in held.items()}
+    unquantized = [n for n in group.quantized if n.removesuffix(".weight") not in held]
+    return unquantized + [n for n, weight in found.items() if n not in own or not torch.equal(weight, own[n])]

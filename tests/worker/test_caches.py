@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compat.worker.caches import in_turns, windows
+from compat.worker.caches import in_turns, storage_bytes, windows
 from compat.worker.continuations import unexcused
 from compat.worker.metrics import Yardstick
 from compat.worker.quantized_cache import LARGEST, rounded
@@ -17,6 +17,13 @@ from compat.worker.quantized_cache import LARGEST, rounded
 
 def _tensor(seed: int, *shape: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_a_view_keeps_its_whole_storage_and_shares_it() -> None:
+    whole = torch.zeros(4, 6)
+    assert storage_bytes([whole[:, :2], whole[:, 2:4]]) == 4 * 6 * 4
+    assert storage_bytes([whole[:, :2].clone(), torch.zeros(3, dtype=torch.float64)]) == 4 * 2 * 4 + 3 * 8
+    assert storage_bytes([]) == 0
 
 
 # -- some of the tokens ------------------------------------------------------------------------------------------

@@ -151,6 +151,7 @@ def _generated(judged: Judged, report: Report) -> None:
         report.facts["raised"] = judged.raised
     if judged.rejected is not None:
         report.measure("drafts_rejected", judged.rejected, unit="tokens", better="higher")
+        report.measure("assistant_settings_changed", judged.changed, unit="settings")
         report.facts["drafts_accepted"] = judged.accepted
 
 
@@ -222,6 +223,9 @@ def _walks(group: Group, loaded: Loaded, rows: Rows, shape: Shape, more: bool, r
 def _batch(walk: Walk, shape: Shape, report: Report) -> Iterator[None]:
     """See the module's docstring. Yields after each step."""
     walk.step(shape.prefill)
+    held = caches.held(walk.loaded.group, walk.cache, len(walk.slots), walk.columns)
+    if held.expected:
+        report.measure("prefill_cache_over_arithmetic", held.bytes / held.expected)
     yield
     for _ in range(shape.decode):
         walk.step(1)

@@ -10,6 +10,7 @@ run a quantized kernel.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 from compat.worker import quantizers
 from compat.worker.affine import is_affine
 from compat.worker.arithmetic import Arithmetic, name_of
+from compat.worker.dispatch import FUSED_PREFIX
 from compat.worker.group import Group
 from compat.worker.load import kept_in_fp32, quantized_modules
 from compat.worker.paths import Walk, refused, walked
@@ -59,6 +61,8 @@ def run(group: Group, attention: dict[str, Any]) -> Report:
     if any(w.trace.operators for w in found.walks.values()):
         _layers(report, found.walks, layers)
         _dtypes(report, group, model, found.walks)
+        if attention["name"] == "sdpa" and group.mode.kind == "plain":
+            _training(report, model, found.walks)
         if group.spec.quantization["library"]:
             _quantized(report, model, found.walks)
     return report
@@ -106,6 +110,20 @@ def _layers(report: Report, walks: dict[str, Walk], layers: frozenset[str]) -> N
         report.measure("unseen_layers", sum(len(v) for v in unseen.values()), unit="layers")
     if unseen:
         report.facts["unseen_layers"] = unseen
+
+
+def _training(report: Report, model: Any, walks: dict[str, Walk]) -> None:
+    """Layers that a plain row, which needs no mask, takes through a fused kernel without gradients only. A position
+    bias that learns rules the fused kernel out."""
+    if not {"plain", BACKWARD} <= set(walks):
+        return
+    if any(re.search("relative|position_bias", name) for name, _ in model.named_parameters()):
+        report.facts["training_kernels"] = "not asked: position biases learn, and no fused kernel takes them"
+        return
+    kernels = {name: [o for o in walks[name].trace.operators if o.kind == "attention"] for name in ("plain", BACKWARD)}
+    fused = {o.where for o in kernels["plain"] if o.name.startswith(FUSED_PREFIX)}
+    unfused = {o.where for o in kernels[BACKWARD] if not o.name.startswith(FUSED_PREFIX)}
+    report.measure("unfused_in_training", len(fused & unfused), unit="layers")
 
 
 def _dtypes(report: Report, group: Group, model: Any, walks: dict[str, Walk]) -> None:

@@ -4,7 +4,7 @@ The loss, the gradient at the output of the token embedding for every position, 
 judged against fp64, with eager attention on the same rows alone and unpadded as yardstick (docs/criteria.md). Cases: a
 batch padded on the right in train mode, padded on the left in eval mode, packed rows, layers that are recomputed in the
 backward pass; in the eager cell also two micro batches with a common divisor, and a LoRA adapter (on quantized weights
-in every cell).
+in every cell). What training relies on beside its gradients (dropout, memory, the loss's precision) is asked of probes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from compat.worker import adapters, stack_api
+from compat.worker import adapters, practice, stack_api
 from compat.worker.calls import StackError
 from compat.worker.checks.agreement import record
 from compat.worker.group import EAGER, Group, Loaded, NoYardstick
@@ -80,6 +80,8 @@ def run(group: Group, attention: dict[str, Any]) -> Report:
     for one in taught:
         standard = _cases(group, loaded, one, seen)
     seen.tell(standard)
+    if _thorough(group):
+        practice.measure(group, loaded, batch_of(group, loaded, taught[0], "right"), report)
     quantized = bool(group.spec.quantization["library"])
     if _thorough(group) and (quantized or attention["name"] == "eager"):
         right = batch_of(group, loaded, taught[0], "right")

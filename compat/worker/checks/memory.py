@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from compat.worker import quantizers, stack_api
+from compat.worker import caches, quantizers, stack_api
 from compat.worker.allocations import Allocations
 from compat.worker.calls import StackError
 from compat.worker.group import Group, NoYardstick
@@ -81,7 +81,7 @@ def _cache(output: Any, model: Any, report: Report) -> None:
     report.measure("kv_cache_bytes_per_token", found, unit="bytes")
     expected = kv_cache_bytes(model.config, held[0].dtype.itemsize)
     if expected is not None:
-        report.measure("kv_cache_over_arithmetic", found / expected)
+        report.measure("kv_cache_over_arithmetic", caches.storage_bytes(held) / (ROWS * LENGTH) / expected)
 
 
 def kv_cache_bytes(config: Any, itemsize: int) -> int | None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 
 from compat.faults import catalogue
 from compat.faults.patches import Patches
@@ -50,7 +51,8 @@ def test_a_clean_stack_walks_every_path(llama: Group) -> None:
     seen = _clean(report)
     assert set(report.facts["paths"]) == WALKS | GENERATED
     assert seen["drafts_rejected"] > 0, "a cache is rolled back only when a draft is rejected"
-    assert seen["cache_over_arithmetic"] == 1
+    assert seen["cache_over_arithmetic"] == seen["prefill_cache_over_arithmetic"] == 1
+    assert seen["assistant_settings_changed"] == 0
     assert seen["quantized_difference"] == 0
     assert seen["quantized_compared"] > 10_000
 
@@ -118,6 +120,27 @@ def test_the_cross_attentions_cache_is_what_counts(bart: Group, patches: Patches
 def test_windows_and_bytes(mistral: Group, patches: Patches, fault: str, measurement: str, beyond: float) -> None:
     catalogue()[fault].apply(patches)
     assert figures(cache.run(mistral, attention("sdpa")))[measurement] > beyond
+
+
+def test_a_cache_is_as_large_as_what_it_keeps_alive(probe_cache: Path, patches: Patches) -> None:
+    catalogue()["prefill-cache-is-a-view"].apply(patches)
+    seen = figures(cache.run(group("phi3", "fp32", probe_cache, depth="quick"), attention("sdpa")))
+    assert patches.times_reached
+    assert seen["prefill_cache_over_arithmetic"] > 2
+    assert seen["cache_over_arithmetic"] == 1, "appending copies"
+
+
+def test_an_assistant_whose_settings_change_is_seen(llama: Group, monkeypatch: pytest.MonkeyPatch) -> None:
+    kind = transformers.generation.candidate_generator.AssistedCandidateGenerator
+    made = kind.__init__
+
+    def leaving(self: Any, input_ids: Any, assistant_model: Any, *more: Any, **rest: Any) -> None:
+        made(self, input_ids, assistant_model, *more, **rest)
+        assistant_model.generation_config.max_new_tokens = 3
+
+    monkeypatch.setattr(kind, "__init__", leaving)
+    assert figures(cache.run(llama, attention("eager")))["assistant_settings_changed"] == 1
+    llama.kept.pop("assistant")
 
 
 def test_a_quantized_cache_is_judged_by_our_own_rounding(llama: Group, patches: Patches) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from compat.faults import catalogue
 from compat.faults.patches import Patches
@@ -39,7 +40,14 @@ def test_every_path_of_a_clean_stack_runs_the_backend(probe_cache: Path) -> None
     assert all(kernels[path] == {FLASH: "all 2"} for path in kernels if path not in ("train",))
     seen = figures(report)
     assert seen["compared_layers"] >= 2 * len(kernels)
-    for name in ("unseen_layers", "wider_products", "narrower_products", "narrower_attention", "foreign_outputs"):
+    for name in (
+        "unfused_in_training",
+        "unseen_layers",
+        "wider_products",
+        "narrower_products",
+        "narrower_attention",
+        "foreign_outputs",
+    ):
         assert seen[name] == 0, name
     assert report.facts["output_attentions"]["returned"] == 0
     assert "output_attentions" in report.facts["output_attentions"]["announced"][0]
@@ -87,6 +95,23 @@ def test_attention_by_hand_leaves_an_unseen_layer(probe_cache: Path, patches: Pa
     seen = _run("qwen2", "fp32", "sdpa", probe_cache)
     assert figures(seen)["unseen_layers"] > 0
     assert seen.facts["unseen_layers"]["plain"] == ["model.layers.0.self_attn", "model.layers.1.self_attn"]
+
+
+def test_a_kernel_that_is_fused_without_gradients_only_is_seen(probe_cache: Path, patches: Patches) -> None:
+    def make(own: Any) -> Any:
+        def attention(query: Any, *more: Any, **rest: Any) -> Any:
+            if not (query.requires_grad and torch.is_grad_enabled()):
+                return own(query, *more, **rest)
+            with sdpa_kernel([SDPBackend.MATH]):
+                return own(query, *more, **rest)
+
+        return attention
+
+    patches.function(TORCH_SDPA, make)
+    assert figures(_run("llama", "fp32", "sdpa", probe_cache))["unfused_in_training"] == 2
+    biased = _run("t5", "fp32", "sdpa", probe_cache)
+    assert "unfused_in_training" not in figures(biased)
+    assert "position biases" in biased.facts["training_kernels"]
 
 
 def test_a_matrix_in_another_dtype_shows_and_attention_in_fp32_does_not(probe_cache: Path, patches: Patches) -> None:

@@ -15,7 +15,10 @@ from compat.judge import judge
 from compat.rules import context_of
 from compat.worker.checks import generation
 from compat.worker.group import Group
+from compat.worker.inputs import unpadded
+from compat.worker.load import quantized_modules
 from compat.worker.report import Report
+from compat.worker.text_pipeline import other_weights
 
 from .groups import MODELS, attention, figures, group
 
@@ -127,6 +130,19 @@ def test_generation_that_keeps_its_settings_for_the_next_call_is_seen(quick: Gro
     seen, reason = outcome(quick, "sdpa")
     assert seen == "fail"
     assert "side_effects" in reason
+
+
+def test_weights_that_a_forward_repacked_are_those_of_a_model_loaded_again(probe_cache: Path) -> None:
+    own = group("opt", "bf16", probe_cache, "bnb-nf4-dq")
+    loaded = own.loaded(attention("sdpa"))
+    loaded.forward(**unpadded(own.source.rows(1, [7]), own.device, own.dtype))
+    model = own.fresh(attention("sdpa")).model
+    assert not other_weights(own, loaded, model)
+    path, linear = next(iter(quantized_modules(model).items()))
+    with torch.no_grad():
+        linear.weight.data[:4] ^= 0x11
+        linear.bias += 1
+    assert sorted(other_weights(own, loaded, model)) == [f"{path}.bias", f"{path}.weight"]
 
 
 def test_a_broken_yardstick_judges_nothing(probe_cache: Path, patches: Patches) -> None:
