@@ -117,9 +117,11 @@ def _feature_extraction(group: Group, loaded: Loaded, report: Report, texts: lis
         # pads stand on one side, whichever: the row is found where it fits
         fits = min(float((part - r).abs().max()) for part in (o[: len(r)], o[len(o) - len(r) :]))
         found.margin = max(found.margin, fits / (4 * float((e - r).abs().max()) + 1e-5))
-    cut = {"truncation": True, "max_length": CUT_TOKENS}
-    encoded = group.tokenizer(texts[0], return_tensors="pt", **cut).to(group.device)
-    _features(loaded, found, encoded, call(loaded, pipe, texts[0], return_tensors=True, tokenize_kwargs=cut))
+    tokenizer = copy.deepcopy(group.tokenizer)
+    tokenizer.model_max_length = CUT_TOKENS
+    pipe = make(loaded, "feature-extraction", tokenizer=copy.deepcopy(tokenizer))
+    encoded = tokenizer(texts[0], return_tensors="pt", truncation=True).to(group.device)
+    _features(loaded, found, encoded, call(loaded, pipe, texts[0], return_tensors=True, truncation=True))
     found.record(report, "feature-extraction")
 
 

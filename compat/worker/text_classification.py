@@ -65,7 +65,7 @@ def judge(group: Group, report: Report, texts: list[str]) -> None:
 
 def _judged(group: Group, texts: list[str]) -> Found:
     model = _with_head(group)
-    tokenizer = _pairing(group)
+    tokenizer = _pairing(group, model)
     with under_test("pipeline"):
         pipe = transformers.pipeline("text-classification", model=model, tokenizer=tokenizer, device=None)
     short, long = texts[-1], texts[0]
@@ -130,11 +130,13 @@ def _with_head(group: Group) -> Any:
     return model
 
 
-def _pairing(group: Group) -> Any:
-    """The probe's tokenizer, which ends each of two texts and says of which one a token is."""
+def _pairing(group: Group, model: Any) -> Any:
+    """The probe's tokenizer, which ends each of two texts and tells a model that reads it of which one a token is."""
     from tokenizers.processors import TemplateProcessing
 
     tokenizer = copy.deepcopy(group.tokenizer)
+    if stack_api.accepts(model, "token_type_ids"):
+        tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
     end = tokenizer.eos_token
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single=f"$A {end}", pair=f"$A {end} $B:1 {end}:1", special_tokens=[(end, tokenizer.eos_token_id)]

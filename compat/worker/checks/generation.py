@@ -17,7 +17,8 @@ from typing import Any
 import torch
 import transformers
 
-from compat.worker import pipeline_calls, pipelines, stack_api
+from compat.checks import COMPOSITE_TASKS
+from compat.worker import composite_generation, pipeline_calls, pipelines, stack_api
 from compat.worker.checks.agreement import by_path
 from compat.worker.group import Group
 from compat.worker.inputs import CLASSIFYING, FIRST_TOKEN, english_text
@@ -48,7 +49,10 @@ def run(group: Group, attention: dict[str, Any]) -> Report:
         made = _trials(trials)
         changed = trials.changed
         _report(trials, report)
-    if group.mode.kind == "plain":
+    if group.task in COMPOSITE_TASKS:
+        changed = composite_generation.run(group, loaded, report)
+        report.facts["pipeline"] = "not asked: of models with pictures or sounds, generate alone is"
+    elif group.mode.kind == "plain":
         pipelines.run(group, loaded, report, prompts(group), made)
     else:
         report.facts["pipeline"] = "not asked: pipelines are made of plain models"
