@@ -19,6 +19,7 @@ import torch
 from compat.worker import stack_api
 from compat.worker.answers import apart
 from compat.worker.checks.agreement import by_path
+from compat.worker.endings import STEPS, parting_token
 from compat.worker.group import Group, Loaded
 from compat.worker.inputs import FIRST_TOKEN, Rows
 from compat.worker.metrics import Agreement, Yardstick
@@ -164,13 +165,9 @@ def _chosen(
 
 def _generate_ended(group: Group, loaded: Loaded, asked: Asked, new: list[list[int]], found: Found) -> None:
     """The same rows with an end of sequence that one of them writes early and another late or never."""
-    steps = 8
-    early = [tokens[:steps] for tokens in new]
-    for token in (t for tokens in early for t in tokens[1:4]):
-        ends = [tokens.index(token) if token in tokens else len(tokens) for tokens in early]
-        if min(ends) < 4 and max(ends) > min(ends) + 1:
-            _generate(group, loaded, "ended", asked, steps, found, token)
-            return
+    token = parting_token([tokens[:STEPS] for tokens in new])
+    if token is not None:
+        _generate(group, loaded, "ended", asked, STEPS, found, token)
 
 
 def _judge(
