@@ -58,6 +58,14 @@ def records(answer: Any) -> list[dict[str, Any]]:
     return [r for part in answer for r in records(part)] if isinstance(answer, (list, tuple)) else []
 
 
+def depth(answer: Any) -> int:
+    """How many lists the first record of an answer stands in; -1 where there is none."""
+    if isinstance(answer, dict):
+        return 0
+    inside = depth(answer[0]) if isinstance(answer, (list, tuple)) and len(answer) else -1
+    return inside + 1 if inside >= 0 else -1
+
+
 def token_ids(answer: Any) -> list[list[int]]:
     """The `generated_token_ids` of each record, [] where one has none."""
     found = [plain(r.get("generated_token_ids")) for r in records(answer)]

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from compat.worker import stack_api
-from compat.worker.answers import apart
+from compat.worker.answers import apart, plain
 from compat.worker.checks.agreement import by_path
 from compat.worker.endings import STEPS, parting_token
 from compat.worker.group import Group, Loaded
@@ -126,12 +126,13 @@ def _generate(
     given = {k: v.clone() for k, v in asked.arguments.items()}
     output = loaded.generate(**given, **RECORDED, **settings)
     found.changed += [f"{name}: {k}" for k, v in asked.arguments.items() if not torch.equal(given[k], v)]
-    logits, scores, sequences = list(output.logits), list(output.scores), output.sequences.tolist()
-    count, start = len(asked.prompts), len(sequences[0]) - len(logits)
-    of_rows = all(x.dim() == 2 and len(x) == count for x in (*logits, *scores))
-    if len(sequences) != count or len(scores) != len(logits) or not of_rows or start < 0:
+    count = len(asked.prompts)
+    read = _read(output, count, int(loaded.model.get_output_embeddings().weight.shape[0]))
+    if read is None:
         found.token_differences += count * steps
         return []
+    logits, scores, sequences = read
+    start = len(sequences[0]) - len(logits)
     begin = [row[len(row) - start :] for row in asked.begin.tolist()]  # a prompt of a sound may be left out
     found.token_differences += apart(begin, [row[:start] for row in sequences])
     new = [_chosen(row[start:], number, scores, eos, pad, found) for number, row in enumerate(sequences)]
@@ -145,6 +146,19 @@ def _generate(
         found.score_differences += int((own != torch.stack([x[row] for x in scores[: len(tokens)]])).sum())
     _judge(group, name, asked, new, logits, hidden, found)
     return new
+
+
+def _read(output: Any, count: int, vocabulary: int) -> tuple[list[torch.Tensor], list[torch.Tensor], list[Any]] | None:
+    """(logits, scores, sequences) of an answer: tensors of (count, vocabulary) a step, and `count` lists of tokens that
+    are no fewer; None where it has another shape."""
+    steps = [list(getattr(output, name, None) or ()) for name in ("logits", "scores")]
+    sequences = plain(getattr(output, "sequences", None))
+    right = all(getattr(x, "shape", None) == (count, vocabulary) for x in (*steps[0], *steps[1]))
+    same = bool(steps[0]) and len(steps[0]) == len(steps[1])
+    rows = isinstance(sequences, list) and len(sequences) == count and all(isinstance(x, list) for x in sequences)
+    if not (right and same and rows and len(sequences[0]) >= len(steps[0])):
+        return None
+    return steps[0], steps[1], sequences
 
 
 def _chosen(

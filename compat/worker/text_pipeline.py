@@ -20,7 +20,7 @@ import torch
 import transformers
 
 from compat.worker import dequantize, stack_api
-from compat.worker.answers import Differences, apart, compare_ids, records, texts, token_ids, words
+from compat.worker.answers import Differences, apart, compare_ids, depth, records, texts, token_ids, words
 from compat.worker.calls import under_test
 from compat.worker.chat_pipeline import special_tokens
 from compat.worker.dispatch import forced_sdpa_kernel
@@ -129,6 +129,8 @@ def _handed_over(group: Group, loaded: Loaded, pipe: Any, prompts: list[str], fo
         expected = [r for own in batches for r in padded_ids(group, own)[0]]
         got = token_ids(answers)
         wrong += found.note(f"order: {what}", apart(expected, got), expected, got)
+        lists = 1 if isinstance(given, str) else 2
+        wrong += found.note(f"lists: {what}", depth(answers) != lists, lists, answers)
         if len(seen.calls) != len(batches):
             wrong += found.note(f"calls: {what}", abs(len(seen.calls) - len(batches)), len(batches), len(seen.calls))
             continue

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from compat.worker.answers import Differences, apart, compare_ids, records, texts, token_ids
+from compat.worker.answers import Differences, apart, compare_ids, depth, records, texts, token_ids
 from compat.worker.chat_pipeline import answered, spoken
 from compat.worker.endings import parting_token, spelling_tokenizer, stopped
 from compat.worker.scored_answers import Answers, ranked
@@ -45,6 +45,7 @@ def test_records_are_found_at_any_depth() -> None:
     assert records([[one], None, [{}]]) == [one, {}]
     assert token_ids([[one], [{}]]) == [[1, 2], []]
     assert texts([one, {}]) == ["ab", None]
+    assert [depth(a) for a in (one, [one], [[one]], [], None, [None])] == [0, 1, 2, -1, -1, -1]
 
 
 def test_a_stand_in_returns_several_sequences_of_each_prompt() -> None:
