@@ -113,6 +113,7 @@ CHECKS = Registry(
         CheckKind(
             "generation",
             "does generate follow the model, and the pipeline follow generate?",
+            tasks=EVERY_TASK,
             # pipelines are made of plain models
             modes=UNCOMPILED,
             mode_tasks=GENERATING_TASKS,

@@ -474,3 +474,45 @@ def _trigrams_as_bigrams(patches: Patches) -> None:
         return __init__
 
     patches.method("transformers.generation.logits_process:NoRepeatNGramLogitsProcessor.__init__", make)
+
+
+@fault(
+    "generate-drops-images",
+    title="generate leaves out the pictures of a prompt",
+    origin="class: generation",
+    mechanism="pixel_values do not reach the model's first forward",
+    cells=("llava/fp32/sdpa/none", "llava/bf16/eager/none"),
+    seen_by=("generation",),
+    spared=(ENCODER,),
+)
+def _drops_images(patches: Patches) -> None:
+    def make(original: Any) -> Any:
+        def generate(self: Any, *rest: Any, **more: Any) -> Any:
+            if more.pop("pixel_values", None) is not None:
+                patches.reached()
+            return original(self, *rest, **more)
+
+        return generate
+
+    patches.method(f"{MIXIN}.generate", make)
+
+
+@fault(
+    "stop-string-of-the-first-row",
+    title="a stop string in the first row ends every row, and in no other row any",
+    origin="EleutherAI/lm-evaluation-harness#124",
+    mechanism="what the criterion says of row 0 is taken for all rows",
+    cells=PROBES,
+    seen_by=("generation",),
+    spared=(ENCODER,),
+)
+def _stop_of_first_row(patches: Patches) -> None:
+    def make(original: Any) -> Any:
+        def call(self: Any, *rest: Any, **more: Any) -> Any:
+            patches.reached()
+            done = original(self, *rest, **more)
+            return done[:1].expand_as(done).clone()
+
+        return call
+
+    patches.method("transformers.generation.stopping_criteria:StopStringCriteria.__call__", make)

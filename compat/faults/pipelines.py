@@ -298,3 +298,71 @@ def _channels_swapped(patches: Patches) -> None:
         return preprocess
 
     patches.method("transformers.pipelines.image_classification:ImageClassificationPipeline.preprocess", make)
+
+
+@fault(
+    "pipeline-returns-one-sequence",
+    title="the text-generation pipeline returns the first of several sequences of a prompt",
+    origin="huggingface/transformers#20207",
+    mechanism="what was generated beside the first sequence is dropped after decoding",
+    cells=("llama/fp32/sdpa/none", "opt/bf16/eager/none"),
+    seen_by=("generation",),
+    spared=(OTHER_TASK,),
+)
+def _one_sequence(patches: Patches) -> None:
+    def make(original: Any) -> Any:
+        def postprocess(self: Any, *rest: Any, **more: Any) -> Any:
+            answers = original(self, *rest, **more)
+            if len(answers) > 1:
+                patches.reached()
+            return answers[:1]
+
+        return postprocess
+
+    patches.method(f"{TEXT}.postprocess", make)
+
+
+@fault(
+    "pipeline-chat-loses-history",
+    title="the answer to a chat holds the last message alone",
+    origin="class: pipelines",
+    mechanism="the messages that were given are not put before the new one",
+    cells=("llama/fp32/sdpa/none",),
+    seen_by=("generation",),
+    spared=(OTHER_TASK,),
+)
+def _loses_history(patches: Patches) -> None:
+    def make(original: Any) -> Any:
+        def postprocess(self: Any, *rest: Any, **more: Any) -> Any:
+            answers = original(self, *rest, **more)
+            for answer in answers:
+                if isinstance(answer.get("generated_text"), list):
+                    patches.reached()
+                    answer["generated_text"] = answer["generated_text"][-1:]
+            return answers
+
+        return postprocess
+
+    patches.method(f"{TEXT}.postprocess", make)
+
+
+@fault(
+    "text-pair-dropped",
+    title="text-classification reads the first text of a pair alone",
+    origin="huggingface/transformers#17006",
+    mechanism="text_pair of a dict is not handed to the tokenizer",
+    cells=("bert/fp32/sdpa/none", "roberta/fp32/eager/none"),
+    seen_by=("generation",),
+    spared=("llama/fp32/sdpa/none",),
+)
+def _pair_dropped(patches: Patches) -> None:
+    def make(original: Any) -> Any:
+        def preprocess(self: Any, inputs: Any, **more: Any) -> Any:
+            if isinstance(inputs, dict) and "text_pair" in inputs:
+                patches.reached()
+                inputs = inputs["text"]
+            return original(self, inputs, **more)
+
+        return preprocess
+
+    patches.method("transformers.pipelines.text_classification:TextClassificationPipeline.preprocess", make)

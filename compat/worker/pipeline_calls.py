@@ -75,3 +75,8 @@ def call(loaded: Loaded, pipe: Any, *arguments: Any, **settings: Any) -> Any:
     kernel = loaded.attention["sdpa_kernel"]
     with under_test("pipeline"), forced_sdpa_kernel(kernel), torch.no_grad():
         return pipe(*arguments, **settings)
+
+
+def batched(loaded: Loaded, pipe: Any, items: list[Any], **settings: Any) -> Any:
+    """Answers to all `items` in one padded batch. Raises StackError(phase="pipeline")."""
+    return call(loaded, pipe, items, batch_size=len(items), **settings)

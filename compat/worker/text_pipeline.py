@@ -13,122 +13,29 @@ in the report. Three ways of looking, from cheap to dear:
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
 
 from compat.worker import dequantize, stack_api
+from compat.worker.answers import Differences, apart, compare_ids, depth, records, texts, token_ids, words
 from compat.worker.calls import under_test
+from compat.worker.chat_pipeline import special_tokens
 from compat.worker.dispatch import forced_sdpa_kernel
 from compat.worker.group import Group, Loaded
+from compat.worker.handed_over import padded_ids, tokenized, unlike
 from compat.worker.load import quantized_modules
 from compat.worker.pipeline_calls import SHORT_TOKENS, Made, call, make, make_alone, state
 from compat.worker.report import Report
+from compat.worker.stand_in import Recorder, StandIn, set_values
 
 if TYPE_CHECKING:
     from compat.worker.trials import Generated
 
-CHAT = (
-    "{% for m in messages %}{{ '<s> ' + m['content'] + ' </s> ' }}{% endfor %}"
-    "{% if add_generation_prompt %}<s>{% endif %}"
-)
-"""A chat template for probes that writes the special tokens itself."""
 
-
-@dataclass
-class Differences:
-    """Counts of one text-generation pipeline, with what was seen of each kind that is not zero."""
-
-    inputs: int = 0
-    settings: int = 0
-    texts: int = 0
-    tokens: int = 0
-    compared: int = 0
-    notes: dict[str, Any] = field(default_factory=dict)
-
-    def note(self, what: str, count: int, *seen: Any) -> int:
-        """`count`, after keeping what was seen where it is not zero."""
-        if count:
-            self.notes[what] = [str(s)[:300] for s in seen]
-        return count
-
-
-class StandIn:
-    """Takes the place of `model.generate`: keeps its keywords, returns the prompt and `new` behind it."""
-
-    def __init__(self, new: Sequence[int] = ()) -> None:
-        self.new = list(new)
-        self.calls: list[dict[str, Any]] = []
-
-    def __call__(self, *arguments: Any, **keywords: Any) -> torch.Tensor:
-        if arguments:
-            keywords["input_ids"] = arguments[0]
-        self.calls.append(keywords)
-        ids: torch.Tensor = keywords["input_ids"]
-        return torch.cat([ids, ids.new_tensor(self.new).expand(ids.shape[0], -1).long()], -1)
-
-    @contextmanager
-    def instead(self, model: Any) -> Iterator[StandIn]:
-        """While the block runs, `model.generate` is this."""
-        model.generate = self
-        try:
-            yield self
-        finally:
-            del model.generate
-
-    def settings(self, number: int = 0) -> dict[str, Any]:
-        """What the call sets, by name: a passed config's values, and keywords over them."""
-        given = {k: v for k, v in self.calls[number].items() if not isinstance(v, torch.Tensor) and v is not None}
-        config = given.pop("generation_config", None)
-        return (_set_values(config) if config is not None else {}) | given
-
-
-class Recorder:
-    """Takes the place of `model.generate` and calls it: keeps the logits of each step, which must be those of the
-    trial, so that a pipeline that computes in another precision is seen before a token changes."""
-
-    def __init__(self, model: Any) -> None:
-        self.model = model
-        self.logits: list[torch.Tensor] = []
-
-    def __call__(self, *arguments: Any, **keywords: Any) -> torch.Tensor:
-        recorded = {"return_dict_in_generate": True, "output_logits": True}
-        output = type(self.model).generate(self.model, *arguments, **{**keywords, **recorded})
-        self.logits += output.logits
-        sequences: torch.Tensor = output.sequences
-        return sequences
-
-    @contextmanager
-    def instead(self) -> Iterator[Recorder]:
-        """While the block runs, `model.generate` is this."""
-        self.model.generate = self
-        try:
-            yield self
-        finally:
-            del self.model.generate
-
-    def unlike(self, logits: Sequence[torch.Tensor], dtype: torch.dtype) -> int:
-        """Steps whose logits are farther from those of the trial than a few roundings in `dtype`."""
-        steps = list(zip(self.logits, logits, strict=False))
-        allowed = 16 * torch.finfo(dtype).eps
-        off = sum(not float((a - b).abs().max()) <= allowed * float(b.abs().max()) for a, b in steps)
-        return off + (not steps)
-
-
-def _set_values(config: Any) -> dict[str, Any]:
-    """The values that a GenerationConfig really sets."""
-    return {
-        k: v
-        for k, v in config.to_diff_dict().items()
-        if v is not None and not k.startswith("_") and k != "transformers_version"
-    }
-
-
-def text_generation(group: Group, loaded: Loaded, report: Report, texts: list[str], made: Made) -> None:
+def text_generation(group: Group, loaded: Loaded, report: Report, prompts: list[str], made: Made) -> None:
     """See the module's docstring; puts counts into `report`. Raises StackError."""
     found = Differences()
     tokenizer = copy.deepcopy(group.tokenizer)
@@ -137,17 +44,17 @@ def text_generation(group: Group, loaded: Loaded, report: Report, texts: list[st
     report.facts["pipeline"] = "text-generation"
     first = StandIn()
     with first.instead(loaded.model):
-        call(loaded, pipe, texts[0], return_tensors=True)
+        call(loaded, pipe, prompts[0], return_tensors=True)
     report.facts["defaults_differ"] = _defaults_differ(loaded.model, first.settings())
-    found.settings += _precedence(loaded, pipe, texts[-1], found)
-    found.inputs += _handed_over(group, loaded, pipe, texts, found)
-    found.texts += _decoded(group, loaded, pipe, texts[-1], found)
+    found.settings += _precedence(loaded, pipe, prompts[-1], found)
+    found.inputs += _handed_over(group, loaded, pipe, prompts, found)
+    found.texts += _decoded(group, loaded, pipe, prompts[-1], found)
     if group.row["source"] == "probe":
-        found.inputs += _special_tokens(group, loaded, texts[-1], found)
-    _real_calls(group, loaded, pipe, texts, made, found)
+        special_tokens(group, loaded, prompts[-1], found)
+    _real_calls(group, loaded, pipe, prompts, made, found)
     again = StandIn()
     with again.instead(loaded.model):
-        call(loaded, pipe, texts[0], return_tensors=True)
+        call(loaded, pipe, prompts[0], return_tensors=True)
     found.settings += found.note(
         "second call", again.settings() != first.settings(), first.settings(), again.settings()
     )
@@ -177,7 +84,7 @@ def _precedence(loaded: Loaded, pipe: Any, text: str, found: Differences) -> int
     own = loaded.model.generation_config
     kept = {name: getattr(own, name, None) for name in ("top_k", "repetition_penalty", "max_new_tokens")}
     own.top_k, own.repetition_penalty, own.max_new_tokens = 11, 1.25, 9
-    base, named = _set_values(own), {"max_new_tokens": 5, "do_sample": True, "temperature": 0.3, "min_p": 0.1}
+    base, named = set_values(own), {"max_new_tokens": 5, "do_sample": True, "temperature": 0.3, "min_p": 0.1}
     config = transformers.GenerationConfig(do_sample=True, temperature=0.4, top_p=0.8, max_new_tokens=6)
     wrong = 0
     try:
@@ -193,7 +100,7 @@ def _precedence(loaded: Loaded, pipe: Any, text: str, found: Differences) -> int
                 call(loaded, pipe, text, return_tensors=True, **arguments, **more)
             inherits = passed is None or stack_api.passed_config_inherits()
             below = base if inherits else {}
-            expected = below | (_set_values(passed) if passed is not None else {}) | arguments
+            expected = below | (set_values(passed) if passed is not None else {}) | arguments
             holds = below | seen.settings()
             off = {k: [v, holds.get(k)] for k, v in expected.items() if holds.get(k) != v}
             wrong += found.note(f"precedence: {what}", len(off), off)
@@ -203,161 +110,111 @@ def _precedence(loaded: Loaded, pipe: Any, text: str, found: Differences) -> int
     return wrong
 
 
-def _padded_ids(group: Group, rows: Sequence[Sequence[int]]) -> tuple[list[list[int]], list[list[int]]]:
-    """(ids, mask), padded on the left."""
-    width, pad = max(len(r) for r in rows), int(group.tokenizer.pad_token_id)
-    ids = [[pad] * (width - len(r)) + list(r) for r in rows]
-    return ids, [[0] * (width - len(r)) + [1] * len(r) for r in rows]
-
-
-def _unlike(seen: Mapping[str, Any], ids: list[list[int]], mask: list[list[int]]) -> int:
-    """Entries of what was handed over that are not `ids` and `mask`. No mask stands for ones."""
-    theirs = seen["input_ids"].tolist()
-    given = seen.get("attention_mask")
-    masks = [[1] * len(r) for r in theirs] if given is None else given.tolist()
-    return sum(
-        abs(len(a) - len(b)) + sum(x != y for x, y in zip(a, b, strict=False))
-        for own, other in ((ids, theirs), (mask, masks))
-        for a, b in zip(own, other, strict=True)
-    )
-
-
-def _tokenized(group: Group, text: str) -> list[int]:
-    """The ids of a text: by the names of a probe's words, else by the tokenizer."""
-    if group.row["source"] == "probe":
-        return [int(word[1:]) for word in text.split()]
-    return [int(i) for i in group.tokenizer(text)["input_ids"]]
-
-
-def _handed_over(group: Group, loaded: Loaded, pipe: Any, texts: list[str], found: Differences) -> int:
+def _handed_over(group: Group, loaded: Loaded, pipe: Any, prompts: list[str], found: Differences) -> int:
     """Ids and mask of one prompt, of batches of which the last is not full, and of a list that is taken one by one; and
     the order of the answers."""
-    rows = [_tokenized(group, t) for t in texts]
+    rows = [tokenized(group, t) for t in prompts]
     wrong = 0
-    for what, given, size in (("one", texts[-1], None), ("batch", texts, len(texts) - 1), ("list", texts[:2], None)):
+    for what, given, size in (
+        ("one", prompts[-1], None),
+        ("batch", prompts, len(prompts) - 1),
+        ("list", prompts[:2], None),
+    ):
         seen = StandIn()
         with seen.instead(loaded.model):
             sized = {} if size is None else {"batch_size": size}
             answers = call(loaded, pipe, given, return_tensors=True, **sized)
         one, listed = [[rows[-1]]], [[r] for r in rows[:2]]
         batches = {"one": one, "batch": [rows[:size], rows[size:]], "list": listed}[what]
-        expected = [r for own in batches for r in _padded_ids(group, own)[0]]
-        got = [a["generated_token_ids"] if isinstance(a, dict) else a[0]["generated_token_ids"] for a in answers]
-        wrong += found.note(f"order: {what}", [list(g) for g in got] != expected, expected, got)
+        expected = [r for own in batches for r in padded_ids(group, own)[0]]
+        got = token_ids(answers)
+        wrong += found.note(f"order: {what}", apart(expected, got), expected, got)
+        lists = 1 if isinstance(given, str) else 2
+        wrong += found.note(f"lists: {what}", depth(answers) != lists, lists, answers)
         if len(seen.calls) != len(batches):
             wrong += found.note(f"calls: {what}", abs(len(seen.calls) - len(batches)), len(batches), len(seen.calls))
             continue
         for handed, own in zip(seen.calls, batches, strict=True):
-            ids, mask = _padded_ids(group, own)
-            wrong += found.note(f"inputs: {what}", _unlike(handed, ids, mask), handed["input_ids"].tolist(), ids)
+            ids, mask = padded_ids(group, own)
+            wrong += found.note(f"inputs: {what}", unlike(handed, ids, mask), handed.get("input_ids"), ids)
     return wrong
 
 
 def _decoded(group: Group, loaded: Loaded, pipe: Any, text: str, found: Differences) -> int:
     """Texts that are not the prompt followed by our own decoding of the new ids, an end of sequence left out."""
-    new = [*_tokenized(group, text)[:3], int(group.tokenizer.eos_token_id or group.tokenizer.pad_token_id)]
-    if group.row["source"] == "probe":
-        words = " ".join(f"w{i}" for i in new[:3])
-    else:
-        words = group.tokenizer.decode(new, skip_special_tokens=True)
+    row, end = tokenized(group, text), int(group.tokenizer.eos_token_id or group.tokenizer.pad_token_id)
+    new, other = [*row[:3], end], [*row[1:4], end]
+    said, said_too = (_words(group, ids) for ids in (new, other))
     wrong = 0
     for full in (True, False, None):
         with StandIn(new).instead(loaded.model):
             answer = call(loaded, pipe, text, **({} if full is None else {"return_full_text": full}))
-        theirs = answer[0]["generated_text"]
-        expected = words if full is False else text + words
-        wrong += found.note(
-            f"text: full {full}", "".join(theirs.split()) != "".join(expected.split()), expected, theirs
-        )
+        expected = said if full is False else text + said
+        wrong += found.note(f"text: full {full}", texts(answer) != [words(expected)], expected, answer)
         if full is not False:
-            wrong += found.note("text: prompt", not theirs.startswith(text), text, theirs)
+            begins = [str(r.get("generated_text")).startswith(text) for r in records(answer)]
+            wrong += found.note("text: prompt", not all(begins), text, answer)
     short = " ".join(text.split()[:3])
     with StandIn(new).instead(loaded.model):
         answers = call(loaded, pipe, [text, short], batch_size=2, return_full_text=False)
-    theirs = ["".join(a[0]["generated_text"].split()) for a in answers]
-    return wrong + found.note("text: batch", theirs != ["".join(words.split())] * 2, words, theirs)
-
-
-def _special_tokens(group: Group, loaded: Loaded, text: str, found: Differences) -> int:
-    """A tokenizer that writes <s> before each text: once, on one text and in a batch; and not again in a chat, whose
-    template has written it."""
-    from tokenizers.processors import TemplateProcessing
-
-    tokenizer = copy.deepcopy(group.tokenizer)
-    start, end = tokenizer.bos_token_id, tokenizer.eos_token_id
-    pieces = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", start)])
-    tokenizer.backend_tokenizer.post_processor = pieces
-    tokenizer.chat_template = CHAT
-    pipe = make(loaded, "text-generation", tokenizer=tokenizer)
-    row = _tokenized(group, text)
-    long, short = [start, *row], [start, *row[:4]]
-    few = " ".join(text.split()[:4])
-    chat = [{"role": "user", "content": few}]
-    wrong = 0
-    for what, given, rows, settings in (
-        ("text", text, [long], {}),
-        ("batch", [text, few], [long, short], {"batch_size": 2}),
-        ("left to the caller", text, [row], {"add_special_tokens": False}),
-        ("chat", chat, [[start, *row[:4], end, start]], {}),
-    ):
-        seen = StandIn()
-        with seen.instead(loaded.model):
-            call(loaded, pipe, given, return_tensors=True, **settings)
-        ids, mask = _padded_ids(group, rows)
-        wrong += found.note(f"special tokens: {what}", _unlike(seen.calls[0], ids, mask), seen.calls[0]["input_ids"])
+    wrong += found.note("text: batch", texts(answers) != [words(said)] * 2, said, answers)
+    several = {"num_return_sequences": 2, "do_sample": True}
+    for what, given, sized in (("one", text, {}), ("batch", [text, short], {"batch_size": 2})):
+        asked = [given] if isinstance(given, str) else given
+        for full in (True, False):
+            with StandIn(new, [other]).instead(loaded.model):
+                answers = call(loaded, pipe, given, return_full_text=full, **several, **sized)
+            both = [words((prompt if full else "") + new_text) for prompt in asked for new_text in (said, said_too)]
+            wrong += found.note(f"text: two sequences of {what}", apart(both, texts(answers)), both, answers)
     return wrong
 
 
-def _real_calls(group: Group, loaded: Loaded, pipe: Any, texts: list[str], made: Made, found: Differences) -> None:
+def _words(group: Group, ids: list[int]) -> str:
+    """The text of new ids, of which the last ends the sequence."""
+    if group.row["source"] == "probe":
+        return " ".join(f"w{i}" for i in ids[:-1])
+    return str(group.tokenizer.decode(ids, skip_special_tokens=True))
+
+
+def _real_calls(group: Group, loaded: Loaded, pipe: Any, prompts: list[str], made: Made, found: Differences) -> None:
     """The same ids as generate's, from the real model."""
     short = {"max_new_tokens": SHORT_TOKENS, "min_new_tokens": SHORT_TOKENS, "do_sample": False}
     short |= {"pad_token_id": group.tokenizer.pad_token_id}
     batch, nucleus, beams, alone = (made.get(n) for n in ("batch", "nucleus", "beams", "alone"))
     if batch is not None:
         with Recorder(loaded.model).instead() as seen:
-            answer = call(loaded, pipe, texts, return_tensors=True, batch_size=len(texts), **short)
+            answer = call(loaded, pipe, prompts, return_tensors=True, batch_size=len(prompts), **short)
         off = seen.unlike(batch.output.logits, group.dtype)
         found.tokens += found.note("logits: batch", off, "steps whose logits differ:", off)
-        own = [batch.new(row)[:SHORT_TOKENS] for row in range(len(texts))]
-        compare_ids("batch", own, [a[0]["generated_token_ids"][-SHORT_TOKENS:] for a in answer], found)
+        own = [batch.new(row)[:SHORT_TOKENS] for row in range(len(prompts))]
+        compare_ids("batch", own, [ids[-SHORT_TOKENS:] for ids in token_ids(answer)], found)
     if nucleus is not None:
         sampling = {k: getattr(nucleus.settings, k) for k in ("do_sample", "temperature", "top_p", "top_k")}
         transformers.set_seed(group.spec.seed)
         # one prompt goes in as text: for a list the pipeline makes a DataLoader, which draws from torch's generator
-        answer = call(loaded, pipe, texts[-1], return_tensors=True, **short | sampling)
-        compare_ids("nucleus", [nucleus.new(0)], [answer[0]["generated_token_ids"][-SHORT_TOKENS:]], found)
+        answer = call(loaded, pipe, prompts[-1], return_tensors=True, **short | sampling)
+        compare_ids("nucleus", [nucleus.new(0)], [ids[-SHORT_TOKENS:] for ids in token_ids(answer)], found)
     if beams is not None:
-        _compare_beams(group, loaded, pipe, texts, beams, found)
+        _compare_beams(group, loaded, pipe, prompts, beams, found)
     if alone is not None and group.spec.at_least("standard") and _loads_alone(group):
         compare_ids(
             "loaded by the pipeline",
             [alone.new(0)[:SHORT_TOKENS]],
-            _by_itself(group, loaded, texts[0], short, alone, found),
+            _by_itself(group, loaded, prompts[0], short, alone, found),
             found,
         )
 
 
-def compare_ids(what: str, own: Sequence[Sequence[int]], theirs: Sequence[Any], found: Differences) -> None:
-    """Count the tokens of each row that differ, and those compared."""
-    differing = sum(
-        abs(len(o) - len(t)) + sum(a != b for a, b in zip(o, list(t), strict=False))
-        for o, t in zip(own, theirs, strict=True)
-    )
-    found.compared += sum(len(o) for o in own)
-    found.tokens += found.note(f"ids: {what}", differing, own, theirs)
-
-
 def _compare_beams(
-    group: Group, loaded: Loaded, pipe: Any, texts: list[str], beams: Generated, found: Differences
+    group: Group, loaded: Loaded, pipe: Any, prompts: list[str], beams: Generated, found: Differences
 ) -> None:
     """Beam search on the longest and the shortest prompt: the sequences of the trial, in its order."""
     names = ("num_beams", "num_return_sequences", "max_new_tokens", "early_stopping", "length_penalty")
     settings = {k: getattr(beams.settings, k) for k in (*names, "eos_token_id", "repetition_penalty", "do_sample")}
     settings["pad_token_id"] = group.tokenizer.pad_token_id
     settings["logits_processor"] = beams.processors
-    answer = call(loaded, pipe, [texts[0], texts[-1]], return_tensors=True, batch_size=2, **settings)
-    theirs = [list(a["generated_token_ids"]) for row in answer for a in row]
-    compare_ids("beams", beams.output.sequences.tolist(), theirs, found)
+    answer = call(loaded, pipe, [prompts[0], prompts[-1]], return_tensors=True, batch_size=2, **settings)
+    compare_ids("beams", beams.output.sequences.tolist(), token_ids(answer), found)
 
 
 def _loads_alone(group: Group) -> bool:
@@ -384,7 +241,7 @@ def _by_itself(
         answer = pipe(text, return_tensors=True, **settings)
     steps = seen.unlike(alone.output.logits, group.dtype)
     found.tokens += found.note("logits: loaded by the pipeline", steps, "steps whose logits differ:", steps)
-    return [list(answer[0]["generated_token_ids"])[-SHORT_TOKENS:]]
+    return [ids[-SHORT_TOKENS:] for ids in token_ids(answer)]
 
 
 def other_weights(group: Group, loaded: Loaded, model: Any) -> list[str]:
@@ -395,4 +252,8 @@ def other_weights(group: Group, loaded: Loaded, model: Any) -> list[str]:
     own = dict(loaded.model.named_parameters()) | {f"{p}.weight": group.dequantized(p) for p in held}
     found = dict(model.named_parameters()) | {f"{p}.weight": weight for p, weight in held.items()}
     unquantized = [n for n in group.quantized if n.removesuffix(".weight") not in held]
-    return unquantized + [n for n, weight in found.items() if n not in own or not torch.equal(weight, own[n])]
+    return unquantized + [n for n, weight in found.items() if n not in own or not _same(weight, own[n])]
+
+
+def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)

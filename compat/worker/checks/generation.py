@@ -17,7 +17,8 @@ from typing import Any
 import torch
 import transformers
 
-from compat.worker import pipeline_calls, pipelines, stack_api
+from compat.checks import COMPOSITE_TASKS
+from compat.worker import composite_generation, endings, pipeline_calls, pipelines, stack_api
 from compat.worker.checks.agreement import by_path
 from compat.worker.group import Group
 from compat.worker.inputs import CLASSIFYING, FIRST_TOKEN, english_text
@@ -48,7 +49,16 @@ def run(group: Group, attention: dict[str, Any]) -> Report:
         made = _trials(trials)
         changed = trials.changed
         _report(trials, report)
-    if group.mode.kind == "plain":
+        if group.row["source"] == "probe" and group.mode.kind == "plain" and group.spec.at_least("standard"):
+            greedy = made["batch"]
+            assert greedy is not None
+            stopped = endings.stop_string_differences(trials, greedy)
+            if stopped is not None:
+                report.measure("stop_string_differences", stopped, unit="tokens")
+    if group.task in COMPOSITE_TASKS:
+        changed = composite_generation.run(group, loaded, report)
+        report.facts["pipeline"] = "not asked: of models with pictures or sounds, generate alone is"
+    elif group.mode.kind == "plain":
         pipelines.run(group, loaded, report, prompts(group), made)
     else:
         report.facts["pipeline"] = "not asked: pipelines are made of plain models"

@@ -191,3 +191,45 @@ def test_a_pipeline_that_leaves_the_level_of_a_sound_is_seen(probe_cache: Path, 
     seen = figures(generation.run(own, attention("sdpa")))
     assert seen["pipeline_differences"] > 0
     assert seen["pipeline_batch_margin"] > 1
+
+
+@pytest.mark.parametrize(("model", "dtype"), [("llava", "bf16"), ("whisper", "fp32")])
+def test_models_with_pictures_or_sounds_generate(model: str, dtype: str, probe_cache: Path) -> None:
+    own = group(model, dtype, probe_cache)
+    report = generation.run(own, attention("sdpa"))
+    seen = figures(report)
+    assert seen["decisive_tokens"] >= 40
+    assert set(report.facts["ratio_token_by_path"]) >= {"batch", "ended"}
+    assert outcome(own, "sdpa", report) == ("pass", "")
+
+
+def test_pictures_that_change_places_are_seen(probe_cache: Path, patches: Patches) -> None:
+    def make(original: Any) -> Any:
+        def generate(self: Any, *rest: Any, **more: Any) -> Any:
+            if "pixel_values" in more:
+                more["pixel_values"] = more["pixel_values"].flip(0)
+            return original(self, *rest, **more)
+
+        return generate
+
+    patches.method("transformers.generation.utils:GenerationMixin.generate", make)
+    seen, reason = outcome(group("llava", "fp32", probe_cache, depth="quick"), "sdpa")
+    assert seen == "fail"
+    assert "ratio_rms" in reason
+
+
+@pytest.mark.parametrize(
+    ("model", "target", "measurement"),
+    [
+        ("bert", "text_classification:TextClassificationPipeline.postprocess", "classification_differences"),
+        ("bert", "fill_mask:FillMaskPipeline.postprocess", "pipeline_differences"),
+        ("llama", "text_generation:TextGenerationPipeline.postprocess", "pipeline_differences"),
+    ],
+)
+def test_a_pipeline_that_answers_nothing_fails(
+    model: str, target: str, measurement: str, probe_cache: Path, patches: Patches
+) -> None:
+    patches.method(f"transformers.pipelines.{target}", lambda _: lambda *rest, **more: None)
+    seen, reason = outcome(group(model, "fp32", probe_cache), "sdpa")
+    assert seen == "fail"
+    assert measurement in reason
