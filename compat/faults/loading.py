@@ -345,7 +345,7 @@ def _host_offload(patches: Patches) -> None:
     title="loading a model sets the seed of all random numbers",
     origin="class: loading",
     mechanism="from_pretrained calls torch.manual_seed",
-    cells=("llama/fp32/sdpa/none",),
+    cells=("llama/fp32/eager/none",),
     seen_by=("load",),
 )
 def _loading_seeds(patches: Patches) -> None:
