@@ -158,23 +158,20 @@ def _reloaded(group: Group, loaded: Loaded, folder: Path, found: Elsewhere) -> A
 
 
 def _unlike_asked(group: Group, folder: Path) -> list[str]:
-    """What the checkpoint in `folder` gives otherwise than the library says, loaded without a word (SDPA where the
-    class declares it, else eager; for the dtype see stack_api.default_dtype), and loaded with a configuration of the
-    caller's beside which dtype, by its older name, and attention are asked for."""
+    """What loading gives otherwise than the library says: the checkpoint in `folder` without a word (SDPA where the
+    class declares it, else eager; for the dtype see stack_api.default_dtype), and the group's own with a configuration
+    of the caller's that says that attention, beside which eager and, by its older name, the dtype are asked for."""
     auto = stack_api.auto_class(group.task)
     with under_test("reload"):
         untold = auto.from_pretrained(folder)
     best = "sdpa" if stack_api.declared(type(untold)).get("sdpa") else "eager"
     found = _unlike(untold, best, stack_api.default_dtype(group.dtype), "by default")
-    if group.dtype != torch.float32:  # the same in every dtype
-        return found
-    for implementation in dict.fromkeys((best, "eager")):
-        config = copy.deepcopy(untold.config)
-        with under_test("reload"):
-            other = torch.float32 if implementation == best else torch.bfloat16
-            told = auto.from_pretrained(folder, config=config, torch_dtype=other, attn_implementation=implementation)
-        found += _unlike(told, implementation, other, "asked for beside a config:")
-    return found
+    place, more = group.checkpoint.location, group.checkpoint.arguments
+    with under_test("reload"):
+        config = transformers.AutoConfig.from_pretrained(place, **more, attn_implementation=best)
+        asked = {"torch_dtype": group.dtype, "attn_implementation": "eager"}
+        told = auto.from_pretrained(place, config=config, **more, **asked)
+    return found + _unlike(told, "eager", group.dtype, "asked for beside a config:")
 
 
 def _unlike(model: Any, attention: str, dtype: torch.dtype, how: str) -> list[str]:
