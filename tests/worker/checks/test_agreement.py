@@ -77,7 +77,17 @@ def test_depth_looks_at_more(probe_cache: Path) -> None:
     assert elements["quick"] < elements["standard"] < elements["deep"]
 
 
-PATHS = {"left", "right", "one row", "left, no position ids", "packed", "own mask", "drawn"}
+PATHS = {
+    "left",
+    "right",
+    "one row",
+    "left, no position ids",
+    "packed",
+    "packed beside one text",
+    "holes",
+    "own mask",
+    "drawn",
+}
 
 
 def test_padding_walks_every_path(llama: Group) -> None:
@@ -95,7 +105,10 @@ def test_padding_walks_every_path(llama: Group) -> None:
         # a mask of one row's batch is dropped; larger batches are right
         (lambda mask: None if mask is not None and mask.shape[0] == 1 and mask.shape[-1] == 49 else mask, "one row"),
         # packed rows see each other: a causal mask in place of the block-diagonal one
-        (lambda mask: None if mask is not None and mask.shape[-2:] == (86, 86) else mask, "packed"),
+        (
+            lambda mask: None if mask is not None and mask.shape[-2:] == (86, 86) else mask,
+            "packed",
+        ),
     ],
 )
 def test_padding_names_the_path_that_is_wrong(llama: Group, patches: Patches, broken: Any, only: str) -> None:
@@ -110,7 +123,7 @@ def test_padding_names_the_path_that_is_wrong(llama: Group, patches: Patches, br
 
 
 def test_every_family_that_declares_packing_is_a_causal_model() -> None:
-    declared = [m for m in MODELS.values() if m.features & {"packed", "mask-4d"}]
+    declared = [m for m in MODELS.values() if m.features & {"packed", "packed beside one text", "holes", "mask-4d"}]
     assert len(declared) > 8
     assert {m.task for m in declared} == {"causal-lm"}
 
