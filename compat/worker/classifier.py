@@ -31,7 +31,7 @@ class Classifier(NamedTuple):
 def small(group: Group) -> bool:
     """Whether heads are asked about: they cost loads, and are the same in every dtype."""
     own = group.row["source"] == "probe" and group.mode.kind == "plain" and not group.spec.quantization["library"]
-    return own and group.dtype == torch.float32 and group.spec.at_least("standard")
+    return own and group.dtype == torch.float32
 
 
 def asked(group: Group) -> bool:

@@ -64,9 +64,9 @@ class Elsewhere:
 
 
 def affordable(group: Group) -> bool:
-    """Whether the group's depth asks for a model to be saved and loaded again, its size considered."""
+    """Whether the group's depth asks for a model of its size to be saved and loaded again."""
     large = sum(p.numel() for p in group.master.parameters()) > LARGE_PARAMETERS
-    return group.spec.at_least("deep" if large else "standard")
+    return not large or group.spec.at_least("deep")
 
 
 def elsewhere(group: Group, loaded: Loaded) -> Elsewhere:

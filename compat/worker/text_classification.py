@@ -50,7 +50,7 @@ class Found(NamedTuple):
 def asked(group: Group) -> bool:
     """Whether a head costs little and says something: probes in fp32, in no mode, whose family has such a class."""
     own = group.row["source"] == "probe" and group.mode.kind == "plain" and not group.spec.quantization["library"]
-    small = own and group.dtype == torch.float32 and group.spec.at_least("standard")
+    small = own and group.dtype == torch.float32
     return small and stack_api.classifier_class(group.master.config) is not None
 
 

@@ -99,10 +99,10 @@ def run(group: Group, attention: dict[str, Any]) -> Report:
     figures = [compared(rows) for rows in cases(group)]
     record(report, figures, own_yardstick=own)
     report.measure("compared_elements", [f.elements for f in figures], unit="elements", better="higher", method="sum")
-    embedded = group.spec.at_least("standard") and not loaded.facts.get("graph")
-    if embedded and group.row["source"] == "probe" and group.task not in CLASSIFYING:
+    graph = bool(loaded.facts.get("graph"))
+    if group.row["source"] == "probe" and group.task not in CLASSIFYING and not graph:
         _embedded(group, loaded, report)
-    large = outliers(group) if embedded else None
+    large = outliers(group) if group.spec.at_least("standard") and not graph else None
     if large is not None:
         record(report, [compared(large)], own_yardstick=own, prefix="outlier_")
     if reference.ENTROPY.ratio is not None:

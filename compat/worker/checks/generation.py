@@ -49,7 +49,7 @@ def run(group: Group, attention: dict[str, Any]) -> Report:
         made = _trials(trials)
         changed = trials.changed
         _report(trials, report)
-        if group.row["source"] == "probe" and group.mode.kind == "plain" and group.spec.at_least("standard"):
+        if group.row["source"] == "probe" and group.mode.kind == "plain":
             greedy = made["batch"]
             assert greedy is not None
             stopped = endings.stop_string_differences(trials, greedy)
@@ -200,7 +200,7 @@ def _ended(trials: Trials, greedy: Generated) -> Generated | None:
     ends = {"eos_token_id": [chosen, spare], "min_new_tokens": None, "do_sample": False}
     made = trials.generate("ended", greedy.batch, {"max_length": width + steps, **ends})
     trials.judge("ended", made)
-    if trials.decoder_start is None and trials.group.spec.at_least("standard"):
+    if trials.decoder_start is None:
         trials.generate("no pad token", greedy.batch, {"max_length": width + 4, **ends}, padless=True)
     return made
 

@@ -93,9 +93,10 @@ def _more_paths(
     alone = _part(rows, (len(rows.tokens) - 1,))
     single = padded(alone, sides[0], loaded.model, group.device, group.source.pad, width=LENGTHS[0])
     yield "one row", group.yardstick(alone).compare(valid_outputs(loaded, single))
+    features = set(group.row.get("features", ()))
+    yield from _shared_rows(group, loaded, rows, features, report)
     if not group.spec.at_least("standard"):
         return
-    features = set(group.row.get("features", ()))
     batch = _batch(group, loaded, rows, "left") if "left" in sides else None
     if batch is not None and features & DISTANCES_ONLY and "position_ids" in batch.arguments:
         without = {k: v for k, v in batch.arguments.items() if k != "position_ids"}
@@ -105,15 +106,6 @@ def _more_paths(
         )
     if rows.decoder:
         yield "decoder", _padded_decoders(group, loaded, rows, sides[0])
-    if "mask-4d" in features and not stack_api.takes_own_mask(loaded.model):
-        report.facts["own_mask"] = "not asked: the family takes no mask of four dimensions in this version"
-        features.discard("mask-4d")
-    if "packed" in features and not stack_api.takes_packed_rows(loaded.model):
-        report.facts["packed"] = "not asked: position ids that restart mean nothing in this version"
-        features.discard("packed")
-    yield from _packed(group, loaded, rows, features)
-    if features & ROTARY and not features & BY_SLOT and stack_api.accepts(loaded.model, "position_ids"):
-        yield "holes", _holed(group, loaded, rows)
     if group.spec.at_least("deep"):
         worst, smallest = _searched(group, loaded, rows, sides)
         yield f"drawn, worst of {SEARCHED}", worst
@@ -121,6 +113,22 @@ def _more_paths(
             report.facts["smallest_bad_batch"] = smallest
     else:
         yield "drawn", _judged(group, loaded, rows, _drawn(group, rows, sides))
+
+
+def _shared_rows(
+    group: Group, loaded: Loaded, rows: Rows, features: set[str], report: Report
+) -> Iterator[tuple[str, Agreement]]:
+    """Texts that share a row, and a row with masked tokens in its middle; a fact for what a version has not."""
+    asked = set(features)
+    if "mask-4d" in asked and not stack_api.takes_own_mask(loaded.model):
+        report.facts["own_mask"] = "not asked: the family takes no mask of four dimensions in this version"
+        asked.discard("mask-4d")
+    if "packed" in asked and not stack_api.takes_packed_rows(loaded.model):
+        report.facts["packed"] = "not asked: position ids that restart mean nothing in this version"
+        asked.discard("packed")
+    yield from _packed(group, loaded, rows, asked)
+    if asked & ROTARY and not asked & BY_SLOT and stack_api.accepts(loaded.model, "position_ids"):
+        yield "holes", _holed(group, loaded, rows)
 
 
 def _part(rows: Rows, chosen: tuple[int, ...]) -> Rows:

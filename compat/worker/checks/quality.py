@@ -56,7 +56,7 @@ class _Answers:
         self.round_trip = RoundTrip()
         if self.held:
             self.kernels = kernels_of(group, loaded, self.held, self.paths)
-            if reload.affordable(group):
+            if group.spec.at_least("standard") and reload.affordable(group):
                 self.round_trip = round_trip(group, self.held, self.kernels)
 
     def _figures(self, path: str) -> Figures:
