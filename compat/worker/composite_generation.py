@@ -22,6 +22,7 @@ from compat.worker.checks.agreement import by_path
 from compat.worker.endings import STEPS, parting_token
 from compat.worker.group import Group, Loaded
 from compat.worker.inputs import FIRST_TOKEN, Rows
+from compat.worker.margins import Margins, record_logits
 from compat.worker.metrics import Agreement, Yardstick
 from compat.worker.report import Report
 
@@ -38,10 +39,7 @@ RECORDED = {"return_dict_in_generate": True, "output_scores": True, "output_logi
 class Found:
     """Counts over all generations of a cell, and the figures of each."""
 
-    unexcused: int = 0
-    decisive: int = 0
-    flipped: int = 0
-    worst: float = 0.0
+    margins: Margins = field(default_factory=Margins)
     scores: list[int] = field(default_factory=list)
     score_differences: int = 0
     token_differences: int = 0
@@ -213,30 +211,14 @@ def _margins(r: torch.Tensor, e: torch.Tensor, tokens: Sequence[int], hidden: Se
     scores = r.clone()
     scores[:, hidden] = -math.inf
     for step, token in enumerate(tokens):
-        best = scores[step].topk(2).values
-        gap, excuse = float(best[0] - scores[step, token]), float(allowed[step])
-        found.decisive += float(best[0] - best[1]) > excuse
-        found.flipped += gap > 0
-        found.unexcused += not gap <= excuse
-        found.worst = max(found.worst, gap / max(excuse, torch.finfo(r.dtype).tiny))
+        found.margins.add(scores[step], token, float(allowed[step]))
 
 
 def _report(found: Found, report: Report) -> None:
     """The figures under the names that text has."""
-    report.measure("unexcused_tokens", found.unexcused, unit="tokens")
-    report.measure("decisive_tokens", found.decisive, unit="tokens", better="higher")
-    report.measure("flipped_tokens", found.flipped, unit="tokens", better="none")
-    report.measure("worst_margin", found.worst, unit="of allowed")
-    figures = list(found.figures.values())
-    if figures:
-        report.measure("nonfinite_elements", [f.nonfinite for f in figures], unit="elements", method="sum")
-        report.measure("yardstick_error", [f.yardstick_eps for f in figures], unit="eps rms(r)")
-        report.measure("candidate_error", [f.candidate_eps for f in figures], unit="eps rms(r)")
-        report.measure("ratio_rms", [f.ratio_rms for f in figures])
-        report.measure("ratio_token", [f.ratio_token for f in figures])
-        report.measure("ratio_max", [f.ratio_max for f in figures])
-        longest = next(iter(figures))
-        report.measure("kl_excess", None if longest.kl is None else longest.kl - 4 * longest.kl_yardstick, unit="nats")
+    found.margins.record(report)
+    if found.figures:
+        record_logits(report, found.figures, next(iter(found.figures)))
         report.facts["ratio_token_by_path"] = by_path(found.figures)
     report.measure("score_differences", found.score_differences, unit="entries")
     report.measure("token_differences", found.token_differences, unit="tokens")

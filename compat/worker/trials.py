@@ -22,6 +22,7 @@ import transformers
 from compat.worker import stack_api
 from compat.worker.calls import StackError, under_test
 from compat.worker.group import Group, Loaded
+from compat.worker.margins import Margins
 from compat.worker.metrics import Agreement
 from compat.worker.oracles import Settings, processed, resolved
 from compat.worker.replay import BeamReplay, Prompts, Replay, replay, replay_beams
@@ -53,16 +54,6 @@ class Batch:
     @property
     def width(self) -> int:
         return int(self.arguments["input_ids"].shape[1])
-
-
-@dataclass
-class Margins:
-    """Tokens judged by the reference: one that is not its best is excused within 4 max|e - r|."""
-
-    unexcused: int = 0
-    decisive: int = 0
-    flipped: int = 0
-    worst: float = 0.0
 
 
 @dataclass
@@ -303,12 +294,7 @@ class Trials:
             scores, _ = processed(made.settings, r[step], prompts.place(row, new[:step]))
             if not bool(torch.isfinite(scores).sum() > 1):
                 continue  # a forced token is nobody's choice
-            best = scores.topk(2).values
-            gap, excuse = float(best[0] - scores[token]), float(allowed[step])
-            self.margins.decisive += float(best[0] - best[1]) > excuse
-            self.margins.flipped += gap > 0
-            self.margins.unexcused += not gap <= excuse
-            self.margins.worst = max(self.margins.worst, gap / max(excuse, torch.finfo(r.dtype).tiny))
+            self.margins.add(scores, token, float(allowed[step]))
 
     def judge_beams(self, name: str, made: Generated) -> None:
         """Compare the logits along the way of one returned hypothesis of each prompt with the reference's: of the one

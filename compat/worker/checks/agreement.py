@@ -100,7 +100,8 @@ def run(group: Group, attention: dict[str, Any]) -> Report:
     record(report, figures, own_yardstick=own)
     report.measure("compared_elements", [f.elements for f in figures], unit="elements", better="higher", method="sum")
     graph = bool(loaded.facts.get("graph"))
-    if group.row["source"] == "probe" and group.task not in CLASSIFYING and not graph:
+    plain = group.mode.kind == "plain"
+    if group.row["source"] == "probe" and group.task not in CLASSIFYING and plain and not graph:
         _embedded(group, loaded, report)
     large = outliers(group) if group.spec.at_least("standard") and not graph else None
     if large is not None:
@@ -112,8 +113,7 @@ def run(group: Group, attention: dict[str, Any]) -> Report:
         "attention": group.reference.attention,
         "inv_freq": group.reference.inv_freq_dtype,
     }
-    plain = group.mode.kind == "plain" and not group.spec.quantization["library"]
-    if own and plain and group.reference.dtype == torch.float64:
+    if own and plain and not group.spec.quantization["library"] and group.reference.dtype == torch.float64:
         if group.spec.checkpoint:
             report.facts["answer_note"] = "not compared: the checkpoint is one that another stack may have made"
             return report

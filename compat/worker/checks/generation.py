@@ -22,6 +22,7 @@ from compat.worker import composite_generation, endings, pipeline_calls, pipelin
 from compat.worker.checks.agreement import by_path
 from compat.worker.group import Group
 from compat.worker.inputs import CLASSIFYING, FIRST_TOKEN, english_text
+from compat.worker.margins import record_logits
 from compat.worker.report import Report
 from compat.worker.trials import Batch, Generated, Trials
 
@@ -298,20 +299,9 @@ def _deep(trials: Trials, greedy: Generated) -> None:
 
 def _report(trials: Trials, report: Report) -> None:
     """Put what the trials found into `report`."""
-    margins, replays = trials.margins, list(trials.replays.values())
-    report.measure("unexcused_tokens", margins.unexcused, unit="tokens")
-    report.measure("decisive_tokens", margins.decisive, unit="tokens", better="higher")
-    report.measure("flipped_tokens", margins.flipped, unit="tokens", better="none")
-    report.measure("worst_margin", margins.worst, unit="of allowed")
-    figures = list(trials.figures.values())
-    report.measure("nonfinite_elements", [f.nonfinite for f in figures], unit="elements", method="sum")
-    report.measure("yardstick_error", [f.yardstick_eps for f in figures], unit="eps rms(r)")
-    report.measure("candidate_error", [f.candidate_eps for f in figures], unit="eps rms(r)")
-    report.measure("ratio_rms", [f.ratio_rms for f in figures])
-    report.measure("ratio_token", [f.ratio_token for f in figures])
-    report.measure("ratio_max", [f.ratio_max for f in figures])
-    longest = trials.figures["batch"]  # a mean over a few tokens says little
-    report.measure("kl_excess", None if longest.kl is None else longest.kl - 4 * longest.kl_yardstick, unit="nats")
+    replays = list(trials.replays.values())
+    trials.margins.record(report)
+    record_logits(report, trials.figures, "batch")
     for name, unit, values in (
         ("score_differences", "entries", [r.score_differences for r in replays]),
         ("token_differences", "tokens", [r.token_differences for r in replays]),

@@ -127,7 +127,8 @@ def _shared_rows(
         report.facts["packed"] = "not asked: position ids that restart mean nothing in this version"
         asked.discard("packed")
     yield from _packed(group, loaded, rows, asked)
-    if asked & ROTARY and not asked & BY_SLOT and stack_api.accepts(loaded.model, "position_ids"):
+    counted = asked & ROTARY and not asked & BY_SLOT and group.mode.kind != "how"
+    if counted and stack_api.accepts(loaded.model, "position_ids"):
         yield "holes", _holed(group, loaded, rows)
 
 
@@ -156,7 +157,7 @@ def _packed(group: Group, loaded: Loaded, rows: Rows, features: set[str]) -> Ite
     if "packed" in features:
         inputs, yardstick = joined(PACKED)
         yield "packed", yardstick.compare(loaded(**inputs)[0])
-        if plain:  # flash kernels take a packed row by itself only
+        if plain and group.mode.kind != "how":  # flash kernels take a packed row by itself only
             inputs, yardstick = joined(*PACKED_BESIDE)
             yield "packed beside one text", yardstick.compare(loaded(**inputs).flatten(0, 1))
     if "mask-4d" in features and plain:

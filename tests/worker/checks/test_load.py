@@ -64,9 +64,13 @@ def test_a_fault_moves_the_count_that_is_meant_for_it(fault: str, probe_cache: P
     assert seen[name] > 0
 
 
-def test_quick_walks_no_other_way(probe_cache: Path) -> None:
+@pytest.mark.parametrize(("parameters", "walked"), [(10**9, True), (1, False)])
+def test_only_small_models_are_loaded_in_other_ways_below_depth_deep(
+    probe_cache: Path, monkeypatch: pytest.MonkeyPatch, parameters: int, walked: bool
+) -> None:
+    monkeypatch.setattr(reload, "LARGE_PARAMETERS", parameters)
     seen = figures(load.run(group("llama", "fp32", probe_cache, depth="quick"), attention("eager")))
-    assert "reload_differing" not in seen
+    assert ("reload_differing" in seen) is walked
     assert seen["origin_differing"] == 0
 
 
