@@ -27,7 +27,7 @@ from compat.worker.inputs import output_of
 from compat.worker.load import held_tensors
 from compat.worker.metrics import rms
 from compat.worker.report import Report
-from compat.worker.training import IGNORED, Batch, named, step, trainable
+from compat.worker.training import IGNORED, Batch, cross_entropy_sum, named, step, trainable
 
 SEED = 4000
 
@@ -93,10 +93,7 @@ def shifted(labels: torch.Tensor) -> torch.Tensor:
 
 def cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> float:
     """Mean over the targets that are not IGNORED, in nats, fp64; `logits` (rows, positions, vocabulary)."""
-    chosen = targets != IGNORED
-    rows = logits[chosen].double()
-    log_p = rows - rows.logsumexp(-1, keepdim=True)
-    return -float(log_p.gather(1, targets[chosen][:, None]).mean())
+    return float(cross_entropy_sum(logits.double(), targets)) / int((targets != IGNORED).sum())
 
 
 def _shifted(group: Group, loaded: Loaded, batch: Batch, report: Report) -> None:

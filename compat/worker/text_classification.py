@@ -19,7 +19,7 @@ import transformers
 from compat.worker import stack_api
 from compat.worker.answers import records
 from compat.worker.calls import under_test
-from compat.worker.classifier import LABELS, classifier
+from compat.worker.classifier import LABELS, classifier, small
 from compat.worker.group import Group
 from compat.worker.report import Report
 
@@ -49,9 +49,7 @@ class Found(NamedTuple):
 
 def asked(group: Group) -> bool:
     """Whether a head costs little and says something: probes in fp32, in no mode, whose family has such a class."""
-    own = group.row["source"] == "probe" and group.mode.kind == "plain" and not group.spec.quantization["library"]
-    small = own and group.dtype == torch.float32
-    return small and stack_api.classifier_class(group.master.config) is not None
+    return small(group) and stack_api.classifier_class(group.master.config) is not None
 
 
 def judge(group: Group, report: Report, texts: list[str]) -> None:

@@ -119,8 +119,13 @@ def loss_sum(output: torch.Tensor, labels: tuple[int, ...], task: str) -> torch.
         return (output * weights.to(output)).sum()
     targets = torch.tensor(_targets(labels, task), device=output.device)
     predicted = output[:-1] if task in stack_api.CAUSAL_TASKS else output
+    return cross_entropy_sum(predicted, targets)
+
+
+def cross_entropy_sum(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Sum over the targets that are not IGNORED, in nats; `logits` (..., vocabulary) at least fp32, `targets` (...)."""
     chosen = targets != IGNORED
-    log_p = predicted[chosen] - predicted[chosen].logsumexp(-1, keepdim=True)
+    log_p = logits[chosen] - logits[chosen].logsumexp(-1, keepdim=True)
     return -log_p.gather(1, targets[chosen][:, None]).sum()
 
 
