@@ -8,6 +8,7 @@ inside a group eager comes first, since the others are judged against it.
 from __future__ import annotations
 
 import fnmatch
+import re
 from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass, replace
 from itertools import takewhile
@@ -16,6 +17,8 @@ from pathlib import Path
 from compat.axes import ATTENTION, DTYPES, MODES, PLAIN, QUANTIZATIONS, nearest
 from compat.checks import CHECKS
 from compat.matrix import CellSpec
+
+_BRACES = re.compile(r"\{([^{}]*,[^{}]*)\}")  # the innermost
 
 
 @dataclass(frozen=True)
@@ -79,12 +82,12 @@ def select(
     checks: Iterable[str] = (),
     tasks: Set[tuple[str, str]] | None = None,
 ) -> tuple[CellSpec, ...]:
-    """Cells whose id fits any of `patterns` (shell wildcards, `*` also spans slashes; none: all), with only `checks`,
-    and of those only `tasks`, (cell id, check) pairs (None: all)."""
-    patterns, wanted = tuple(patterns), frozenset(checks)
+    """Cells whose id fits any of `patterns` (shell wildcards, `*` also spans slashes, `{a,b}` is either; none: all),
+    with only `checks`, and of those only `tasks`, (cell id, check) pairs (None: all)."""
+    spelled, wanted = [p for pattern in patterns for p in alternatives(pattern)], frozenset(checks)
     chosen = []
     for cell in cells:
-        if patterns and not any(fnmatch.fnmatchcase(cell.id, p) for p in patterns):
+        if spelled and not any(fnmatch.fnmatchcase(cell.id, p) for p in spelled):
             continue
         kept = tuple(c for c in cell.checks if (not wanted or c in wanted) and (tasks is None or (cell.id, c) in tasks))
         if kept:
@@ -92,12 +95,29 @@ def select(
     return tuple(chosen)
 
 
-def fits_nothing(matrix: Path, cells: Iterable[CellSpec], patterns: Sequence[str], what: str = "") -> str:
-    """Why nothing was selected, in words: no cell `what` of `matrix` fits `patterns`; with the nearest value where a
-    part of a pattern, before its first `*`, is no value of the matrix."""
-    said = f"nothing selected: no cell {what}of {matrix} fits {' '.join(patterns) or 'it'}"
+def alternatives(pattern: str) -> tuple[str, ...]:
+    """What `pattern` stands for, each `{a,b}` in it replaced by one of its parts, as shells do: `x/{a,b}` is `x/a` and
+    `x/b`. A brace without a partner or a comma stays as it is."""
+    if (found := _BRACES.search(pattern)) is None:
+        return (pattern,)
+    before, after = pattern[: found.start()], pattern[found.end() :]
+    return tuple(dict.fromkeys(p for part in found[1].split(",") for p in alternatives(before + part + after)))
+
+
+def fits_nothing(
+    matrix: Path, cells: Iterable[CellSpec], patterns: Sequence[str], chosen: Iterable[CellSpec] = (), what: str = ""
+) -> str:
+    """Why `chosen`, of `cells` by `patterns`, is not what was asked for: it is empty, since no cell `what` of `matrix`
+    fits, or a pattern beside others fits none. "" where it is. Names the nearest value where a part of such a pattern,
+    before its first `*`, is no value of the matrix."""
+    cells, nothing = tuple(cells), not any(True for _ in chosen)
+    unfit = [p for p in patterns if not select(cells, (p,))]
+    if not nothing and not unfit:
+        return ""
+    said = f"no cell {what}of {matrix} fits {' '.join(unfit or patterns) or 'it'}"
+    said = f"nothing selected: {said}" if nothing else said
     axes = [list(dict.fromkeys(parts)) for parts in zip(*(c.id.split("/")[:4] for c in cells), strict=True)]
-    for pattern in patterns:
+    for pattern in (p for given in unfit for p in alternatives(given)):
         plain = takewhile(lambda part: "*" not in part, pattern.split("/"))
         for part, known in zip(plain, axes, strict=False):
             if not fnmatch.filter(known, part) and (hint := nearest(part, known)):

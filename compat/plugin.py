@@ -190,7 +190,7 @@ class _State:
         if self._cells is None:
             from compat import device
             from compat.matrix import MatrixError, read_matrix
-            from compat.plan import make_plan, select
+            from compat.plan import fits_nothing, make_plan, select
             from compat.session import SessionError, part_of
 
             kind = self.config.getoption("--compat-device")
@@ -199,7 +199,10 @@ class _State:
                 matrix = read_matrix(self._matrix_path(), kind)
             except MatrixError as error:
                 raise pytest.UsageError(str(error)) from error
-            chosen = select(matrix.cells, self.config.getoption("--compat-cells"))
+            patterns = self.config.getoption("--compat-cells")
+            chosen = select(matrix.cells, patterns)
+            if said := fits_nothing(matrix.path, matrix.cells, patterns, chosen):
+                raise pytest.UsageError(said)
             try:
                 self._cells = make_plan(part_of(matrix, chosen, self._shard())).cells
             except SessionError as error:

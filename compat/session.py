@@ -286,9 +286,9 @@ def prepare(options: Options) -> Session:
     cells = select(part_of(matrix, whole, options.shard), tasks=options.tasks)
     if options.speed is not None:
         cells = tuple(c for c in cells if "speed" in c.checks)
-    if not cells:
-        what = "with a speed check " if options.speed is not None else ""
-        raise SessionError(fits_nothing(options.matrix, matrix.cells, options.patterns, what))
+    what = "with a speed check " if options.speed is not None else ""
+    if said := fits_nothing(options.matrix, matrix.cells, options.patterns, cells, what):
+        raise SessionError(said)
     speed, baselines = _speed(options, matrix, cells)
     against = speed.against
     if against.endswith(".toml") or (against and not os.path.isabs(against)):  # a stack, not an interpreter

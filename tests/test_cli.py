@@ -475,3 +475,10 @@ def test_list_models_names_what_is_wrong(words: list[str], says: str, capsys: py
 def test_list_models_of_nothing_is_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", "--models", "--device", "cpu", "--cells", "no/such/cell/*"]) == NOTHING
     assert "nothing selected" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["run", "list", "list --models"])
+def test_a_pattern_that_fits_nothing_beside_others_is_refused(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [*command.split(), *([] if "--models" in command else ["default"]), "--device", "cpu"]
+    assert main([*words, "--cells", "llama/fp32/eager/none", "lama/*"]) == USAGE
+    assert "fits lama/*; 'lama': nearest: 'llama'" in capsys.readouterr().err

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from compat.checks import CHECKS
 from compat.matrix import CellSpec
-from compat.plan import fits_nothing, make_plan, select, without
+from compat.plan import alternatives, fits_nothing, make_plan, select, without
 
 from .matrix_files import CELLS
 
@@ -105,6 +105,7 @@ def test_selecting_by_tasks_gives_those_tasks(cells: list[CellSpec]) -> None:
         ("lama/*", "; 'lama': nearest: 'llama'"),
         ("llama/bf61/sdpa/none", "; 'bf61': nearest: 'bf16'"),
         ("*/bf61/*", ""),
+        ("{llama,opt}/{bf61,fp16}/*", "; 'bf61': nearest: 'bf16'"),
         ("llama/*/no", ""),
     ],
 )
@@ -113,3 +114,28 @@ def test_what_fits_nothing_is_told_with_the_nearest_value(pattern: str, hint: st
     said = fits_nothing(Path("m.toml"), cells, [pattern])
     assert said == f"nothing selected: no cell of m.toml fits {pattern}{hint}"
     assert fits_nothing(Path("m.toml"), [], []) == "nothing selected: no cell of m.toml fits it"
+    assert (
+        fits_nothing(Path("m.toml"), cells, ["opt/*", pattern], cells[2:]) == f"no cell of m.toml fits {pattern}{hint}"
+    )
+    assert fits_nothing(Path("m.toml"), cells, ["opt/*", "llama/*"], cells) == ""
+
+
+@pytest.mark.parametrize(
+    ("pattern", "means"),
+    [
+        ("a/b", ("a/b",)),
+        ("a/{b,c}/{d,e}", ("a/b/d", "a/b/e", "a/c/d", "a/c/e")),
+        ("a/{b,{c,d}e}", ("a/b", "a/ce", "a/de")),
+        ("a/{b,b}", ("a/b",)),
+        ("{,x}a", ("a", "xa")),
+        ("a/{b}", ("a/{b}",)),
+        ("a/{b,c", ("a/{b,c",)),
+    ],
+)
+def test_braces_are_alternatives_as_shells_have_them(pattern: str, means: tuple[str, ...]) -> None:
+    assert set(alternatives(pattern)) == set(means)
+
+
+@given(CELLS, st.lists(st.sampled_from(["llama", "opt", "*"]), min_size=1, max_size=3))
+def test_a_pattern_with_braces_selects_what_its_parts_select(cells: list[CellSpec], parts: list[str]) -> None:
+    assert select(cells, ["{" + ",".join(parts) + ",}/*"]) == select(cells, [f"{p}/*" for p in (*parts, "")])

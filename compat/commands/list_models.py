@@ -27,9 +27,10 @@ def list_models(arguments: argparse.Namespace) -> int:
     run = None if arguments.run_stored is None else read_run(arguments.run_stored)
     kind = device.detect().type if arguments.device == "auto" else arguments.device
     matrix = read_matrix(arguments.matrix, kind)
-    names = list(dict.fromkeys(c.model for c in select(matrix.cells, arguments.cells, ())))
-    if not names:
-        raise SessionError(fits_nothing(arguments.matrix, matrix.cells, arguments.cells))
+    chosen = select(matrix.cells, arguments.cells)
+    if said := fits_nothing(arguments.matrix, matrix.cells, arguments.cells, chosen):
+        raise SessionError(said)
+    names = list(dict.fromkeys(c.model for c in chosen))
     rows = {name: matrix.models[name].row for name in names}
     try:
         found = declarations.ask(rows, environments.interpreter(arguments.stack, arguments.cache))

@@ -49,8 +49,8 @@ def list_matrix(arguments: argparse.Namespace) -> int:
     kind = detected.type if arguments.device == "auto" else arguments.device
     matrix = read_matrix(arguments.matrix, kind)
     cells = select(matrix.cells, arguments.cells, arguments.checks)
-    if not cells:
-        raise SessionError(fits_nothing(arguments.matrix, matrix.cells, arguments.cells))
+    if said := fits_nothing(arguments.matrix, matrix.cells, arguments.cells, cells):
+        raise SessionError(said)
     runs = [c for c in cells if not c.excluded]
     if arguments.ids:
         print("\n".join(c.id for c in runs))

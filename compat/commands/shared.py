@@ -37,7 +37,11 @@ def selection(parser: argparse.ArgumentParser, default: str = "", only_with: str
     parser.add_argument("matrix", type=arguments.matrix, metavar="MATRIX", help=known, **count)  # type: ignore[arg-type]
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: what is detected")
     parser.add_argument(
-        "--cells", nargs="+", default=[], metavar="PATTERN", help="ids with wildcards, e.g. 'llama/*/sdpa*/none'"
+        "--cells",
+        nargs="+",
+        default=[],
+        metavar="PATTERN",
+        help="ids with wildcards, e.g. 'llama/{bf16,fp16}/sdpa*/none'",
     )
 
 

@@ -111,8 +111,8 @@ def conduct(options: UpgradeOptions, say: Say = lambda text: None) -> tuple[Upgr
     matrix = read_matrix(options.matrix, kind)
     cells = select(matrix.cells, options.patterns)
     plan = make_plan(cells)
-    if not plan.cells:
-        raise session.SessionError(fits_nothing(options.matrix, matrix.cells, options.patterns))
+    if said := fits_nothing(options.matrix, matrix.cells, options.patterns, plan.cells):
+        raise session.SessionError(said)
     seconds: dict[str, float] = {}
     with _stage(seconds, "environments"):
         pythons = (_python(found[0], options, say), _python(found[1], options, say))
