@@ -82,7 +82,7 @@ def _repeated(run: Run) -> _Repeated:
     for cell in run.cells:
         for check in cell.checks:
             if check.outcome in ONCE:
-                again = check.attempts > 1 and not flaky(check)
+                again = "attempts" in check.evidence.facts and not flaky(check)
                 seen[_load_group(cell), check.outcome] += 2 if again else 1
     return frozenset(key for key, count in seen.items() if count > 1)
 

@@ -1,24 +1,35 @@
-"""Asking a check again that failed unexpectedly, and what becomes of two answers.
+"""Asking a check again, and what becomes of two answers.
 
-In: a judged check. Out: whether it is asked once more, in a fresh worker; and one check from both. Flaky is a fact that
-people must see: the worse outcome stays, and the other attempt is kept beside it.
+In: a judged check. Out: whether it is asked once more; and one check from both.
+
+One that failed unexpectedly is asked at once, in a fresh worker. Flaky is a fact that people must see: the worse
+outcome stays, and the other attempt is kept beside it. A timing that the machine disturbed says nothing, so there is
+nothing to choose: it is asked when all else is done, and that answer stands.
 """
 
 from __future__ import annotations
 
 import threading
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import msgspec
 
 from compat.execute.explaining import lost_device
 from compat.matrix import CellSpec
-from compat.records import SEVERITY, Check
+from compat.plan import LoadGroup
+from compat.records import SEVERITY, Check, Outcome
 
 BELIEVED = 3
 """Cells of one model in which a cause came twice alike; after these its other cells are not asked again."""
+
+DISTURBED_SECONDS = 60.0
+"""What a run spends on disturbed timings at most; those that are left keep their first answer."""
+
+LONG_SECONDS = 30.0
+"""A timing that took longer is not asked again: it had time to wait for calm."""
 
 
 class Reruns:
@@ -42,6 +53,46 @@ class Reruns:
         if first.outcome is second.outcome and _cause(cell, first) == _cause(cell, second):
             with self._lock:
                 self._alike[_cause(cell, first)] += 1
+
+
+class Disturbed:
+    """The timings of one run of which a guard said that they say nothing (throttled, contended, intervals too wide).
+    They are kept, and asked once more when nothing else is left to do."""
+
+    def __init__(self) -> None:
+        self.groups: deque[LoadGroup] = deque()
+        """What to ask, in the order in which it was kept."""
+        self._first: dict[str, tuple[CellSpec, Check]] = {}
+        self._settled: set[str] = set()
+
+    def keeps(self, group: LoadGroup, cell: CellSpec, check: Check) -> bool:
+        """Whether `check` is asked again, and so is not to be told yet."""
+        again = check.name == "speed" and check.outcome is Outcome.INCONCLUSIVE and bool(check.measurements)
+        if not again or cell.id in self._first or check.seconds > LONG_SECONDS:
+            return False
+        self._first[cell.id] = (cell, check)
+        before = self.groups.pop().cells if self.groups and self.groups[-1].key == group.key else ()
+        self.groups.append(replace(group, cells=(*before, replace(cell, checks=(check.name,)))))
+        return True
+
+    def settled(self, cell: CellSpec, check: Check) -> Check:
+        """`check`, asked again where its cell was kept, with the first answer in `evidence.facts["disturbed"]`."""
+        if cell.id not in self._first or check.name != "speed":
+            return check
+        self._settled.add(cell.id)
+        first = self._first[cell.id][1]
+        told = {"reason": first.reason, "seconds": first.seconds}
+        evidence = msgspec.structs.replace(check.evidence, facts={**check.evidence.facts, "disturbed": told})
+        seconds = round(first.seconds + check.seconds, 6)
+        return msgspec.structs.replace(
+            check, attempts=first.attempts + check.attempts, seconds=seconds, evidence=evidence
+        )
+
+    def left(self) -> list[tuple[CellSpec, Check]]:
+        """First answers of what was kept and not asked again; from now on these are settled too."""
+        found = [kept for cell, kept in self._first.items() if cell not in self._settled]
+        self._settled |= set(self._first)
+        return found
 
 
 def _cause(cell: CellSpec, check: Check) -> tuple[str, str, str]:

@@ -7,6 +7,7 @@ machine to themselves: with several lanes they come last, on one.
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 import time
@@ -19,7 +20,7 @@ from typing import Any
 from compat.axes import ATTENTION, DTYPES, PLAIN, QUANTIZATIONS
 from compat.axes.attention import KERNEL_KINDS
 from compat.checks import CHECKS
-from compat.execute.again import Reruns, combined
+from compat.execute.again import DISTURBED_SECONDS, Disturbed, Reruns, combined
 from compat.execute.explaining import (
     LIMIT_SECONDS,
     Explainer,
@@ -104,6 +105,7 @@ class LocalEngine:
         self._lock = threading.Lock()
         self._explainer = Explainer()
         self._reruns = Reruns(configuration.unexpected)
+        self._disturbed = Disturbed()
         self.failure: BaseException | None = None
         self._ended: list[threading.Event] = []
         """One a lane. Thread.is_alive will not do: until Python 3.13 it says False after Ctrl-C within Thread.join."""
@@ -144,6 +146,7 @@ class LocalEngine:
                 pass
         if self._other is not None:
             self._other.close()
+        self._tell_disturbed()
         if self.failure is not None:
             raise self.failure
 
@@ -171,6 +174,8 @@ class LocalEngine:
                 last = self._working == 0
             if last:
                 self._run_groups(worker, self._timed, device)
+                self._run_groups(worker, self._disturbed.groups, device, time.monotonic() + DISTURBED_SECONDS)
+                self._tell_disturbed()
         except Stopped:
             return
         except BaseException as error:  # handed to the caller of run(), which raises it
@@ -180,8 +185,15 @@ class LocalEngine:
             worker.close()
             ended.set()
 
-    def _run_groups(self, worker: WorkerProcess, groups: deque[LoadGroup], device: str) -> None:
-        while not self._stop.is_set():
+    def _tell_disturbed(self) -> None:
+        """Tell the first answers of timings that were kept to be asked again and were not."""
+        for cell, check in self._disturbed.left():
+            self.on_result(cell, check)
+
+    def _run_groups(
+        self, worker: WorkerProcess, groups: deque[LoadGroup], device: str, until: float = math.inf
+    ) -> None:
+        while not self._stop.is_set() and time.monotonic() < until:
             with self._lock:
                 if not groups:
                     return
@@ -215,7 +227,8 @@ class LocalEngine:
                     result = self._explain(worker, spec, cell, result, context, effort)
                 if check == "load":
                     load = self._loads[cell.id] = last  # what can be asked after it
-                self.on_result(cell, result)
+                if not self._disturbed.keeps(group, cell, result):
+                    self.on_result(cell, self._disturbed.settled(cell, result))
 
     def _ask(self, worker: WorkerProcess, spec: dict[str, Any], cell: CellSpec, check: str, context: Context) -> Check:
         request = check_request(check, spec, cell.attention, self.configuration.threads)

@@ -5,7 +5,7 @@ In: a `Story`, whose run is not trusted. Out: blocks: a title, and pairs, tables
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from compat.axes import AXES
@@ -125,6 +125,9 @@ def _check(told: CheckStory, every: bool, script: str) -> Block:
         items.append(Pair("by the criteria of this compat", symbol(told.today).word))
     if check.attempts > 1:
         items.append(Pair("attempts", str(check.attempts)))
+    disturbed = evidence.facts.get("disturbed")
+    if isinstance(disturbed, Mapping):
+        items.append(Pair("disturbed at first", one_line(str(disturbed.get("reason", "")), 1000)))
     items += _cause(evidence)
     items += _exception(told)
     items += [_finding(f) for f in told.findings]

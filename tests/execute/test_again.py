@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 
 from compat.compare.diff import flaky, outcomes_seen
-from compat.execute.again import BELIEVED, Reruns, combined
+from compat.execute.again import BELIEVED, LONG_SECONDS, Disturbed, Reruns, combined
 from compat.matrix import CellSpec
-from compat.records import Check, Evidence, ExceptionInfo, Outcome, worst
+from compat.plan import make_plan
+from compat.records import Check, Evidence, ExceptionInfo, Measurement, Outcome, worst
 
 from ..matrix_files import TINY, write
 from ..stored_runs import checks
@@ -81,3 +83,63 @@ def test_what_is_expected_is_not_asked_again(
     found = {(c.id, k.name): k for c in stored.cells for k in c.checks}
     assert found["opt/fp32/sdpa/none", "agreement"].outcome is Outcome.FAIL, stored.cells
     assert {k.attempts for k in found.values()} == {1}
+
+
+TIMED = [CellSpec("opt", "fp32", attention, "none", ("load", "speed")) for attention in ("eager", "sdpa")]
+(TIMED_GROUP,) = make_plan(TIMED).groups
+RATE = Measurement(name="prefill_rate", unit="tokens/s", better="higher", values=(9.0,), value=9.0, method="median")
+DISTURBED = Check(
+    name="speed", outcome=Outcome.INCONCLUSIVE, reason="prefill_device_rate 0.1", seconds=2.0, measurements=(RATE,)
+)
+
+
+@given(checks("speed"))
+def test_a_disturbed_timing_is_kept_once_and_its_second_answer_stands(second: Check) -> None:
+    disturbed = Disturbed()
+    for cell in TIMED:
+        assert disturbed.keeps(TIMED_GROUP, cell, DISTURBED)
+        assert not disturbed.keeps(TIMED_GROUP, cell, DISTURBED), "once"
+    (group,) = disturbed.groups
+    assert [(c.id, c.checks) for c in group.cells] == [(c.id, ("speed",)) for c in TIMED], "one load serves both"
+    told = disturbed.settled(TIMED[0], second)
+    assert (told.outcome, told.measurements) == (second.outcome, second.measurements)
+    assert told.evidence.facts["disturbed"] == {"reason": "prefill_device_rate 0.1", "seconds": 2.0}
+    assert told.attempts == 1 + second.attempts
+    assert not flaky(told) or flaky(second), "what says nothing is no other answer"
+    assert disturbed.left() == [(TIMED[1], DISTURBED)], "what was not asked again keeps its first answer"
+    assert disturbed.left() == []
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        msgspec.structs.replace(DISTURBED, outcome=Outcome.DEGRADED),
+        msgspec.structs.replace(DISTURBED, seconds=LONG_SECONDS + 1),
+        msgspec.structs.replace(DISTURBED, measurements=()),
+        msgspec.structs.replace(DISTURBED, name="agreement"),
+    ],
+)
+def test_other_answers_are_told_at_once(check: Check) -> None:
+    disturbed = Disturbed()
+    assert not disturbed.keeps(TIMED_GROUP, TIMED[0], check)
+    assert disturbed.settled(TIMED[0], check) == check
+    assert not disturbed.groups
+    assert not disturbed.left()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_timing_on_a_throttled_device_is_asked_again_at_the_end(
+    workers: int, tmp_path: Path, probe_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment("throttle", "", tmp_path / "marker").items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("COMPAT_TEST_FAULT_ONCE", "1")
+    text = TINY.replace('"opt", "llama"', '"opt"').replace('"agreement", "memory"', '"speed"')
+    stored = run(write(tmp_path, text), tmp_path / "out", probe_cache, workers=workers)
+    found = {c.id: k for c in stored.cells for k in c.checks if k.name == "speed"}
+    assert len(found) == 2
+    assert sum(line.count('"name":"speed"') for line in (tmp_path / "out/cells.jsonl").read_text().splitlines()) == 2
+    asked_again = found["opt/fp32/eager/none"]
+    assert "device_rate at 2x128@0 0.1 of the best" in asked_again.evidence.facts["disturbed"]["reason"]
+    assert asked_again.attempts == 2
+    assert "0.1 of the best" not in asked_again.reason, "the second answer stands"

@@ -59,6 +59,21 @@ def _read_stdin() -> None:
         raise AssertionError(f"the faulty stack read {answer!r}, which was meant for the worker")
 
 
+def _throttle() -> None:
+    """The device is slow when its rate is next asked for, after the first time."""
+    from compat.worker.ceilings import Canary
+
+    asked, call = [0], Canary.__call__
+
+    def throttled(self: Any) -> float:
+        asked[0] += 1
+        rate: float = call(self)
+        self.last = rate if asked[0] != 2 else 0.1
+        return float(self.last)
+
+    Canary.__call__ = throttled  # type: ignore[method-assign]
+
+
 FAULTS: dict[str, Callable[[], None]] = {
     "raise": _raise,
     "hang": _hang,
@@ -67,6 +82,7 @@ FAULTS: dict[str, Callable[[], None]] = {
     "segfault": _segfault,
     "garbage": _garbage,
     "read_stdin": _read_stdin,
+    "throttle": _throttle,
 }
 
 
