@@ -26,7 +26,11 @@ BELIEVED = 3
 """Cells of one model in which a cause came twice alike; after these its other cells are not asked again."""
 
 DISTURBED_SECONDS = 60.0
-"""What a run spends on disturbed timings at most; those that are left keep their first answer."""
+DISTURBED_SHARE = 0.1
+"""What a run spends on disturbed timings at most: so long, or this share of its time before, whichever is more."""
+
+DISTURBED_ATTEMPTS = 4
+"""So often a disturbed timing is asked at most, the first time included."""
 
 LONG_SECONDS = 30.0
 """A timing that took longer is not asked again: it had time to wait for calm."""
@@ -57,42 +61,49 @@ class Reruns:
 
 class Disturbed:
     """The timings of one run of which a guard said that they say nothing (throttled, contended, intervals too wide).
-    They are kept, and asked once more when nothing else is left to do."""
+    They are kept, and asked again when nothing else is left to do."""
 
     def __init__(self) -> None:
         self.groups: deque[LoadGroup] = deque()
         """What to ask, in the order in which it was kept."""
-        self._first: dict[str, tuple[CellSpec, Check]] = {}
-        self._settled: set[str] = set()
+        self._waiting: dict[str, CellSpec] = {}
+        self._answers: dict[str, list[Check]] = {}
+        """Cell id -> the answers that say nothing, the last one last."""
 
     def keeps(self, group: LoadGroup, cell: CellSpec, check: Check) -> bool:
         """Whether `check` is asked again, and so is not to be told yet."""
         again = check.name == "speed" and check.outcome is Outcome.INCONCLUSIVE and bool(check.measurements)
-        if not again or cell.id in self._first or check.seconds > LONG_SECONDS:
+        if not again or check.seconds > LONG_SECONDS:
             return False
-        self._first[cell.id] = (cell, check)
+        answers = self._answers.setdefault(cell.id, [])
+        if len(answers) == DISTURBED_ATTEMPTS - 1:
+            return False
+        answers.append(check)
+        self._waiting[cell.id] = cell
         before = self.groups.pop().cells if self.groups and self.groups[-1].key == group.key else ()
         self.groups.append(replace(group, cells=(*before, replace(cell, checks=(check.name,)))))
         return True
 
     def settled(self, cell: CellSpec, check: Check) -> Check:
-        """`check`, asked again where its cell was kept, with the first answer in `evidence.facts["disturbed"]`."""
-        if cell.id not in self._first or check.name != "speed":
+        """`check` as it is told: with how often its cell was asked before, and what was said first, in
+        `evidence.facts["disturbed"]`."""
+        before = self._answers.get(cell.id, ()) if check.name == "speed" else ()
+        if not before:
             return check
-        self._settled.add(cell.id)
-        first = self._first[cell.id][1]
-        told = {"reason": first.reason, "seconds": first.seconds}
+        self._waiting.pop(cell.id, None)
+        told = {"times": len(before), "reason": before[0].reason}
         evidence = msgspec.structs.replace(check.evidence, facts={**check.evidence.facts, "disturbed": told})
-        seconds = round(first.seconds + check.seconds, 6)
         return msgspec.structs.replace(
-            check, attempts=first.attempts + check.attempts, seconds=seconds, evidence=evidence
+            check,
+            attempts=check.attempts + sum(c.attempts for c in before),
+            seconds=round(check.seconds + sum(c.seconds for c in before), 6),
+            evidence=evidence,
         )
 
     def left(self) -> list[tuple[CellSpec, Check]]:
-        """First answers of what was kept and not asked again; from now on these are settled too."""
-        found = [kept for cell, kept in self._first.items() if cell not in self._settled]
-        self._settled |= set(self._first)
-        return found
+        """The last answers of what waits to be asked again and no longer is."""
+        waiting, self._waiting = tuple(self._waiting.values()), {}
+        return [(cell, self.settled(cell, self._answers[cell.id].pop())) for cell in waiting]
 
 
 def _cause(cell: CellSpec, check: Check) -> tuple[str, str, str]:

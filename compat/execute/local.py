@@ -20,7 +20,7 @@ from typing import Any
 from compat.axes import ATTENTION, DTYPES, PLAIN, QUANTIZATIONS
 from compat.axes.attention import KERNEL_KINDS
 from compat.checks import CHECKS
-from compat.execute.again import DISTURBED_SECONDS, Disturbed, Reruns, combined
+from compat.execute.again import DISTURBED_SECONDS, DISTURBED_SHARE, Disturbed, Reruns, combined
 from compat.execute.explaining import (
     LIMIT_SECONDS,
     Explainer,
@@ -106,6 +106,7 @@ class LocalEngine:
         self._explainer = Explainer()
         self._reruns = Reruns(configuration.unexpected)
         self._disturbed = Disturbed()
+        self._started = 0.0
         self.failure: BaseException | None = None
         self._ended: list[threading.Event] = []
         """One a lane. Thread.is_alive will not do: until Python 3.13 it says False after Ctrl-C within Thread.join."""
@@ -133,6 +134,7 @@ class LocalEngine:
 
     def start(self) -> None:
         """Start the lanes and return."""
+        self._started = time.monotonic()
         for i, device in enumerate(self.configuration.lanes):
             ended = threading.Event()
             self._ended.append(ended)
@@ -174,7 +176,9 @@ class LocalEngine:
                 last = self._working == 0
             if last:
                 self._run_groups(worker, self._timed, device)
-                self._run_groups(worker, self._disturbed.groups, device, time.monotonic() + DISTURBED_SECONDS)
+                now = time.monotonic()
+                patience = max(DISTURBED_SECONDS, DISTURBED_SHARE * (now - self._started))
+                self._run_groups(worker, self._disturbed.groups, device, now + patience)
                 self._tell_disturbed()
         except Stopped:
             return
@@ -186,7 +190,7 @@ class LocalEngine:
             ended.set()
 
     def _tell_disturbed(self) -> None:
-        """Tell the first answers of timings that were kept to be asked again and were not."""
+        """Tell what the timings said last that were to be asked again and are not."""
         for cell, check in self._disturbed.left():
             self.on_result(cell, check)
 
