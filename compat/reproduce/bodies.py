@@ -49,10 +49,22 @@ def ready() -> tuple[Any, Any, Reference]:
     eager = load(where, "eager")
     reference = fp64(where, eager)
     return candidate(where), eager, reference
+'''
+
+_JUDGED_BY = '''
+
+def tells(name: str, value: float | None) -> bool:
+    """Whether a figure tells of the defect: it is not finite, or it lies on the side of what was found when it is
+    measured from the middle (geometric mean) of bound and finding, or from four bounds where that is less. On another
+    machine products add in another order, and clean calls this small lie up to twice their bounds beyond them."""
+    if value is None or name not in BOUNDS:
+        return name in BOUNDS
+    bound, found = BOUNDS[name], FIGURES.get(name, BOUNDS[name])
+    return value > (4 * bound if found is None else min(4 * bound, (bound * max(bound, found)) ** 0.5))
 
 
 def judged(reference: Reference, eager: Any, rows: list[Rows], outputs: list[torch.Tensor], at: Any = None) -> bool:
-    """Print the figures of `outputs` (one a row) against each row alone and unpadded; whether one is beyond BOUNDS.
+    """Print the figures of `outputs` (one a row) against each row alone and unpadded; whether one tells of the defect.
 
     `at` says which positions of all rows one after the other `outputs` hold, where these are not all.
     E(x) = rms(x - r): r is fp64, e eager attention in the same dtype, o the outputs. ratio_rms is E(o) / E(e), and
@@ -75,12 +87,11 @@ def judged(reference: Reference, eager: Any, rows: list[Rows], outputs: list[tor
         del figures["kl_excess"]
     if at is not None and found.tokens < FEW:  # the yardstick is of all positions: so few are judged as one is
         del figures["ratio_rms"]
-    broken = [n for n, bound in BOUNDS.items() if n in figures and ((v := figures[n]) is None or v > bound)]
     for name, value in figures.items():
         bound = f", pass <= {BOUNDS[name]:g}" if name in BOUNDS else ""
-        mark = " <- the defect" if name in broken else ""
+        mark = " <- the defect" if tells(name, value) else ""
         print(f"  {name} {'not finite' if value is None else format(value, '.4g')}{bound}{mark}")
-    return bool(broken)
+    return any(tells(name, value) for name, value in figures.items())
 '''
 
 _FORWARD = '''
@@ -234,7 +245,7 @@ def of(check: Check, axes: Mapping[str, str], task: str) -> Body | None:
     if case:
         return _of_case(check, case, quantized, axes["attention"] == "eager")
     if check.name == "gradient":
-        return gradient(check, task, judge(quantized), needs(quantized))
+        return gradient(check, task, prepared(quantized), needs(quantized))
     make = {
         "load": loading,
         "quality": measured.quality,
@@ -245,9 +256,14 @@ def of(check: Check, axes: Mapping[str, str], task: str) -> Body | None:
     return make(check, axes) if make is not None else None
 
 
-def judge(quantized: bool) -> str:
-    """Text of `fp64`, `ready` and `judged`."""
+def prepared(quantized: bool) -> str:
+    """What makes the three models: in question, eager, fp64."""
     return _HEAD + (_QUANTIZED if quantized else "") + _TAIL
+
+
+def judge(quantized: bool) -> str:
+    """Text of `fp64`, `ready`, `tells` and `judged`."""
+    return prepared(quantized) + _JUDGED_BY
 
 
 def needs(quantized: bool) -> tuple[Name, ...]:
@@ -264,8 +280,9 @@ def _of_case(check: Check, case: dict[str, Any], quantized: bool, eager: bool) -
     if kind not in _JUDGED:
         return None
     bounds = dict(check.evidence.minimal.get("beyond", {}))
+    figures = check.evidence.minimal.get("figures", {})
     if eager and "yardstick_error" in bounds:  # the script's yardstick is each row alone: the call itself is eager too
         bounds["candidate_error"] = bounds["yardstick_error"]
-    constants = {"CASE": case, "BOUNDS": bounds}
+    constants = {"CASE": case, "BOUNDS": bounds, "FIGURES": {n: figures[n] for n in bounds if n in figures}}
     own = calls.KINDS[kind][1] if kind in calls.KINDS else ()
     return Body(_JUDGED[kind] + "\n" + judge(quantized), constants, (*needs(quantized), *own))

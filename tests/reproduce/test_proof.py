@@ -28,6 +28,7 @@ from .proving import exit_code, explain_in_process
     [
         ("opt-scaled-twice", "opt/bf16/sdpa/none", "agreement", "model.decoder.layers.0.self_attn"),
         ("cache-crop-keeps-rejected", "llama/fp32/sdpa/none", "cache", "model.layers.0.self_attn"),
+        ("learned-positions-count-pads", "gpt2/fp32/eager/none", "padding", "transformer.wpe"),
     ],
 )
 def test_the_module_is_named_and_the_script_tells(

@@ -16,6 +16,7 @@ from compat.checks import CHECKS as CHECKS_OF_CELLS
 from compat.matrix import read_matrix
 from compat.records import Check, Evidence, Outcome
 from compat.reproduce import Subject, file_name, script, text
+from compat.reproduce.bodies import judge
 from compat.reproduce.expected import EXPECTED, FINDINGS, expected
 from compat.rules import criteria_tables
 
@@ -245,3 +246,29 @@ def test_what_may_be_expected_of_a_finding_and_of_an_exception_is_its_own() -> N
     assert expected(_failed("load", case=RAISED["load"], raises=RAISES)).startswith("the call returns")
     rows = {name for table in criteria_tables().values() for name in table.get("finding", ())}
     assert set(FINDINGS) <= rows, "a finding that the criteria do not have"
+
+
+def _tells(bound: float, found: float | None) -> Any:
+    """`tells` as scripts carry it, for a figure `x` with this bound that was found to be so."""
+    source = judge(quantized=False)
+    (function,) = (n for n in ast.parse(source).body if isinstance(n, ast.FunctionDef) and n.name == "tells")
+    names: dict[str, Any] = {"BOUNDS": {"x": bound}, "FIGURES": {"x": found}}
+    exec(ast.get_source_segment(source, function) or "", names)
+    return names["tells"]
+
+
+@given(bound=st.just(0.0) | st.floats(1e-9, 1e9), times=st.floats(1, 1e12), value=st.floats(0, 1e21))
+def test_what_was_found_tells_of_the_defect_and_what_passes_does_not(bound: float, times: float, value: float) -> None:
+    found = bound * times
+    tells = _tells(bound, found)
+    assert tells("x", None), "not finite"
+    assert not tells("y", value), "no bound speaks of it"
+    assert not tells("x", min(value, bound))
+    assert tells("x", found) or found <= bound * 1.000001
+    assert tells("x", 4 * bound + value) or value <= 1e-6 * bound
+    assert not tells("x", min(value, 1.99 * bound)) or times < 4, "clean calls of few tokens lie so far beyond a bound"
+
+
+@given(bound=st.floats(1e-9, 1e9), value=st.floats(0, 1e12))
+def test_a_defect_that_was_not_finite_tells_far_beyond_its_bound(bound: float, value: float) -> None:
+    assert _tells(bound, None)("x", value) == (value > 4 * bound)
