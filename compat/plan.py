@@ -11,6 +11,7 @@ import fnmatch
 import re
 from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import takewhile
 from pathlib import Path
 
@@ -84,10 +85,10 @@ def select(
 ) -> tuple[CellSpec, ...]:
     """Cells whose id fits any of `patterns` (shell wildcards, `*` also spans slashes, `{a,b}` is either; none: all),
     with only `checks`, and of those only `tasks`, (cell id, check) pairs (None: all)."""
-    spelled, wanted = [p for pattern in patterns for p in alternatives(pattern)], frozenset(checks)
+    patterns, wanted = tuple(patterns), frozenset(checks)
     chosen = []
     for cell in cells:
-        if spelled and not any(fnmatch.fnmatchcase(cell.id, p) for p in spelled):
+        if patterns and not any(fits(cell.id, p) for p in patterns):
             continue
         kept = tuple(c for c in cell.checks if (not wanted or c in wanted) and (tasks is None or (cell.id, c) in tasks))
         if kept:
@@ -95,6 +96,12 @@ def select(
     return tuple(chosen)
 
 
+def fits(cell: str, pattern: str) -> bool:
+    """Whether the id of a cell fits `pattern`, see `select`."""
+    return any(fnmatch.fnmatchcase(cell, p) for p in alternatives(pattern))
+
+
+@cache
 def alternatives(pattern: str) -> tuple[str, ...]:
     """What `pattern` stands for, each `{a,b}` in it replaced by one of its parts, as shells do: `x/{a,b}` is `x/a` and
     `x/b`. A brace without a partner or a comma stays as it is."""

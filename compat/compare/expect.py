@@ -8,7 +8,6 @@ valid value.
 from __future__ import annotations
 
 import datetime
-import fnmatch
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from compat.axes import nearest
 from compat.checks import CHECKS
 from compat.device import DEVICE_TYPES
 from compat.matrix import Matrix, MatrixError
+from compat.plan import fits
 from compat.records import BAD, Cell, Check, Outcome, Run
 
 FAILING: frozenset[Outcome] = BAD | {Outcome.DEGRADED}
@@ -72,7 +72,7 @@ class Entry:
 
     def fits(self, cell: str, check: str) -> bool:
         """Whether it speaks of that check of that cell."""
-        return (not self.checks or check in self.checks) and any(fnmatch.fnmatchcase(cell, p) for p in self.cells)
+        return (not self.checks or check in self.checks) and any(fits(cell, p) for p in self.cells)
 
     @property
     def told(self) -> str:

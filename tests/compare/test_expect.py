@@ -84,6 +84,9 @@ def test_only_the_named_outcome_of_the_named_check_is_excused(tmp_path: Path) ->
     assert known.covering(A, check(O.CRASH)) is None, "another outcome is news"
     assert known.covering(A, check(O.FAIL, "padding")) is None
     assert known.covering("opt/fp32/eager/none", check(O.FAIL)) is None
+    either = book(tmp_path, FILE.replace("llama/*", "{llama,opt}/*"))
+    assert either.covering("opt/fp32/eager/none", check(O.FAIL)) is not None, "as reports write many cells"
+    assert either.covering("gpt2/fp32/eager/none", check(O.FAIL)) is None
 
 
 @pytest.mark.parametrize(
