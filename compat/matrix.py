@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from compat.axes import ALL_AXES, ATTENTION, AXES, DTYPES, MODES, PLAIN, QUANTIZATIONS, nearest
+from compat.axes import ALL_AXES, ATTENTION, AXES, DTYPES, MODES, PLAIN, QUANTIZATIONS, identity_of, nearest
 from compat.builtin import matrices_folder, stack_names
 from compat.checks import CHECKS, DEPTHS, EVERY_TASK
 from compat.device import DEVICE_TYPES
@@ -108,7 +108,7 @@ class CellSpec:
     @property
     def id(self) -> str:
         """E.g. `llama/bf16/flash_attention_2/bnb-nf4`, and `llama/bf16/sdpa/none/compile` in a mode."""
-        return "/".join(self.axes.values())
+        return identity_of(self.axes)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from compat import calibration
-from compat.axes import MODES, mode_of
+from compat.axes import MODES, identity_of, mode_of
 from compat.checks import CHECKS
 from compat.matrix import Model
 from compat.records import Cell, ExceptionInfo, Outcome, Run
@@ -53,8 +53,7 @@ class Context:
 
     def band(self, check: str, measurement: str) -> float | None:
         """The stored figure of clean runs for this cell, if there is one."""
-        cell = "/".join(self.axes.values())
-        stored = calibration.bands(self.device, cell, self.axes["model"], self.digest)
+        stored = calibration.bands(self.device, identity_of(self.axes), self.axes["model"], self.digest)
         return stored.get(check, {}).get(measurement)
 
     @property

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from compat.axes import ATTENTION, DTYPES, QUANTIZATIONS, Dtype, Registry, nearest
+from compat.axes import ALL_AXES, ATTENTION, DTYPES, QUANTIZATIONS, Dtype, Registry, axes_of, identity_of, nearest
 from compat.axes.attention import FUSED_SDPA, KERNEL_KINDS, kernel_kind
 
 
@@ -95,3 +97,10 @@ def test_overhead_counts_scales_in_the_dtype_of_the_cell() -> None:
     assert quanto.overhead(4) == 2 * quanto.overhead(2)
     assert torchao.overhead(2) * 64 == pytest.approx(3)  # a scale and a byte of zero point for each 64
     assert QUANTIZATIONS["bnb-nf4"].overhead(2) == QUANTIZATIONS["bnb-nf4"].overhead(4)
+
+
+@given(st.permutations(ALL_AXES), st.booleans())
+def test_an_id_and_its_axes_are_one_in_whatever_order_the_axes_come(order: list[str], plain: bool) -> None:
+    identity = "llama/bf16/sdpa/none" + ("" if plain else "/compile")
+    axes = axes_of(identity)
+    assert identity_of({name: axes[name] for name in order if name in axes}) == identity

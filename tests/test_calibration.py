@@ -110,6 +110,7 @@ def test_a_band_judges_its_own_cell_only(stored: Any) -> None:
         Outcome.DEGRADED,
         Outcome.FAIL,
     ]
+    assert band.holds(dataclasses.replace(context, axes=dict(sorted(AXES.items())))), "as stored runs sort them"
     others: tuple[dict[str, Any], ...] = (
         {"digest": "other"},
         {"digest": ""},

@@ -1,5 +1,7 @@
 """The axes of a cell: one registry a file, one entry a value. Pure data; nothing here imports torch."""
 
+from collections.abc import Mapping
+
 from compat.axes.attention import ATTENTION, Attention
 from compat.axes.dtype import DTYPES, Dtype
 from compat.axes.mode import MODES, PLAIN, Mode, mode_of
@@ -22,6 +24,11 @@ def axes_of(identity: str) -> dict[str, str]:
     return dict(zip(ALL_AXES, parts, strict=False))
 
 
+def identity_of(axes: Mapping[str, str]) -> str:
+    """The id of the cell with these axes, in whatever order they come: stored ones are sorted by name."""
+    return "/".join(axes[name] for name in ALL_AXES if name in axes)
+
+
 __all__ = [
     "ALL_AXES",
     "ATTENTION",
@@ -36,6 +43,7 @@ __all__ = [
     "Quantization",
     "Registry",
     "axes_of",
+    "identity_of",
     "mode_of",
     "nearest",
 ]
