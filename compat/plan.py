@@ -112,17 +112,17 @@ def alternatives(pattern: str) -> tuple[str, ...]:
 
 
 def fits_nothing(
-    matrix: Path, cells: Iterable[CellSpec], patterns: Sequence[str], chosen: Iterable[CellSpec] = (), what: str = ""
+    matrix: Path, cells: Iterable[CellSpec], patterns: Sequence[str], chosen: Sequence[CellSpec] = (), what: str = ""
 ) -> str:
     """Why `chosen`, of `cells` by `patterns`, is not what was asked for: it is empty, since no cell `what` of `matrix`
     fits, or a pattern beside others fits none. "" where it is. Names the nearest value where a part of such a pattern,
     before its first `*`, is no value of the matrix."""
-    cells, nothing = tuple(cells), not any(True for _ in chosen)
+    cells = tuple(cells)
     unfit = [p for p in patterns if not select(cells, (p,))]
-    if not nothing and not unfit:
+    if chosen and not unfit:
         return ""
     said = f"no cell {what}of {matrix} fits {' '.join(unfit or patterns) or 'it'}"
-    said = f"nothing selected: {said}" if nothing else said
+    said = said if chosen else f"nothing selected: {said}"
     axes = [list(dict.fromkeys(parts)) for parts in zip(*(c.id.split("/")[:4] for c in cells), strict=True)]
     for pattern in (p for given in unfit for p in alternatives(given)):
         plain = takewhile(lambda part: "*" not in part, pattern.split("/"))
