@@ -8,7 +8,7 @@ In: a device. Out: a table, and JSON with --out. benchmarks/README.md says how t
 
 Both sides run one model. A planted slowdown waits on the device (on a CPU: spins) for a share of what a call takes,
 measured beforehand, after each call of the candidate. A comparison counts as flagged when compat.speed.stats.stated
-says so and no guard of compat/criteria/speed.toml makes it inconclusive.
+says so and nothing in compat/criteria/speed.toml casts doubt on it.
 """
 
 from __future__ import annotations
@@ -31,8 +31,7 @@ import torch
 from tabulate import tabulate
 
 from compat import device as accelerator
-from compat.judge import judge
-from compat.records import Outcome
+from compat.judge import doubts, judge
 from compat.rules import Context
 from compat.speed.stats import median_interval, paired_ratios, relative_width, stated
 from compat.worker.ceilings import canary
@@ -157,14 +156,14 @@ def measure(device: torch.device, comparisons: int, budget: float) -> dict[str, 
 
 
 def inconclusive(timing: Timing) -> bool:
-    """Whether compat would refuse to state this comparison, by the guards of its criteria."""
+    """Whether compat would refuse to state this comparison, by the criteria of its figures."""
     point = {
         "phase": "prefill", "batch": 1, "length": 1, "padding": 0.0, "tokens": 1, "unit": "tokens",
         "seconds": timing.seconds[0], "baseline_seconds": timing.seconds[1], "contention": timing.contention,
         "rates": timing.rates,
     }  # fmt: skip
     answer = {"status": "ok", "measurements": [], "facts": {"points": [point]}, "kernels": {}}
-    return judge("speed", answer, Context(CELL, "cpu", real=False)).outcome == Outcome.INCONCLUSIVE
+    return bool(doubts(judge("speed", answer, Context(CELL, "cpu", real=False))))
 
 
 def _summed(share: float, rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -29,6 +29,16 @@ GONE = 1e9
 
 
 @dataclass(frozen=True)
+class Doubt:
+    """Why the figures of one phase at one point are not stated, although they were measured."""
+
+    phase: str
+    """`prefill` or `decode`."""
+    at: Mapping[str, float]
+    reason: str
+
+
+@dataclass(frozen=True)
 class Verdict:
     """One thing that was judged, and how: `signature` is the same for failures with the same cause."""
 
@@ -96,6 +106,18 @@ def broken(check: Check, context: Context) -> dict[str, float]:
             if rule.outcome(measured.value, measured.better, unit) in (Outcome.FAIL, Outcome.DEGRADED):
                 found[rule.measurement] = rule.passes * unit
     return found
+
+
+def doubts(check: Check) -> tuple[Doubt, ...]:
+    """What speaks against the figures of a judged timing: one for each sign of a disturbed machine and each interval
+    that is too wide. The check may pass all the same, since its outcome hangs on less than a figure does."""
+    return tuple(
+        Doubt(rule.measurement.partition("_")[0], measured.at, _explained(rule, measured, Outcome.INCONCLUSIVE, 1.0))
+        for rule in criteria().rules
+        if rule.check == check.name and rule.doubt
+        for measured in check.measured(rule.measurement)
+        if measured.value is not None and rule.outcome(measured.value, measured.better) is Outcome.INCONCLUSIVE
+    )
 
 
 def not_run(check: str, reason: str) -> Check:
@@ -205,7 +227,7 @@ def _by_rules(check: Check, context: Context) -> list[Verdict]:
     guarded: list[tuple[str, str, Verdict]] = []
     decided: set[str] = set()
     for rule in criteria().rules:
-        if rule.check != check.name or rule.measurement in decided or not rule.holds(context):
+        if rule.doubt or rule.check != check.name or rule.measurement in decided or not rule.holds(context):
             continue
         decided.add(rule.measurement)
         found = check.measured(rule.measurement)

@@ -89,6 +89,8 @@ class Rule:
     passes: float
     degraded: float | None = None
     guard: bool = False
+    doubt: bool = False
+    """Whether it only casts doubt on the figures of its phase and point (`compat.judge.doubts`), and decides nothing."""
     required: bool = False
     band: bool = False
     """Whether the bounds are multiples of the stored figure of clean runs; without one the row does not hold."""
@@ -111,7 +113,7 @@ class Rule:
         """The outcome of a measured value."""
         if _within(value, self.passes * unit, better):
             return Outcome.PASS
-        if self.guard:
+        if self.guard or self.doubt:
             return Outcome.INCONCLUSIVE
         if self.degraded is not None and _within(value, self.degraded * unit, better):
             return Outcome.DEGRADED
@@ -161,6 +163,7 @@ def criteria() -> Criteria:
             passes=float(row["pass"]),
             degraded=float(row["degraded"]) if "degraded" in row else None,
             guard=row.get("guard", False),
+            doubt=row.get("doubt", False),
             required=row.get("required", False),
             band=row.get("band", False),
             only=row.get("only", {}),

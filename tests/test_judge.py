@@ -24,7 +24,7 @@ from compat.axes import ALL_AXES, ATTENTION, DTYPES, MODES, PLAIN, QUANTIZATIONS
 from compat.builtin import matrices_folder
 from compat.checks import CHECKS
 from compat.device import DEVICE_TYPES
-from compat.judge import derive, judge, not_run, rejudge
+from compat.judge import derive, doubts, judge, not_run, rejudge
 from compat.matrix import read_matrix
 from compat.records import SEVERITY, Check, Evidence, Measurement, Outcome
 from compat.rules import Context, Rule, context_of, criteria, refusals
@@ -93,6 +93,11 @@ def test_every_rule_has_a_source_and_speaks_of_what_a_check_measures(rule: Rule)
     assert rule.measurement in SENT_HOME[rule.check], f"{rule.check} measures {sorted(SENT_HOME[rule.check])}"
     better = SENT_HOME[rule.check][rule.measurement]
     assert better in ("lower", "higher"), "a measurement without a direction cannot be judged"
+    if rule.doubt:
+        assert (rule.guard, rule.required, rule.band, rule.degraded) == (False, False, False, None), (
+            "it decides nothing"
+        )
+        assert not rule.only and not rule.excepted, "doubts are asked about without a cell"
     if rule.degraded is not None:
         assert not rule.guard, "beyond a guard nothing can be said, so not that it is degraded"
         wider = rule.degraded < rule.passes if better == "higher" else rule.degraded > rule.passes
@@ -457,15 +462,61 @@ def test_a_timing_passes_and_every_point_is_judged() -> None:
     assert "prefill_speedup_high at 2x4096@0" in judged.reason
 
 
-@pytest.mark.parametrize("more", [{"contention": 0.5}, {"rates": [0.99, 0.4]}])
-def test_figures_of_a_machine_that_was_shared_or_slowed_are_inconclusive(more: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("more", "sign"), [({"contention": 0.5}, "contention"), ({"rates": [1, 0.4]}, "device_rate")])
+def test_figures_of_a_machine_that_was_shared_or_slowed_are_in_doubt(more: dict[str, Any], sign: str) -> None:
     judged = _speed(_timed([1.0] * 6, [1.0] * 6, **more))
-    assert judged.outcome == Outcome.INCONCLUSIVE
+    (doubt,) = doubts(judged)
+    assert (doubt.phase, doubt.at) == ("prefill", {"batch": 2, "length": 128, "padding": 0.0})
+    assert doubt.reason.startswith(f"prefill_{sign} at 2x128@0 0.")
     assert judged.measurement("prefill_rate") is not None, "what was measured stays readable"
+    assert not doubts(_speed(_timed([1.0] * 6, [1.0] * 6)))
 
 
-def test_an_interval_as_wide_as_the_ratio_states_nothing() -> None:
-    assert _speed(_timed([1.0] * 6, [0.4, 1.0, 1.6, 2.2, 0.5, 1.9])).outcome == Outcome.INCONCLUSIVE
+SECONDS = st.lists(st.floats(0.01, 10), min_size=6, max_size=6)
+SHARE = st.floats(0, 1)
+
+
+@given(SECONDS, SECONDS, SHARE, SHARE)
+def test_a_sign_of_a_disturbed_machine_decides_no_outcome(
+    seconds: list[float], baseline: list[float], contention: float, rate: float
+) -> None:
+    calm = _speed(_timed(seconds, baseline))
+    disturbed = _speed(_timed(seconds, baseline, contention=contention, rates=[1.0, rate]))
+    assert (disturbed.outcome, disturbed.reason) == (calm.outcome, calm.reason)
+    signs = {d.reason.partition(" ")[0] for d in doubts(disturbed)} - {d.reason.partition(" ")[0] for d in doubts(calm)}
+    assert ("prefill_contention" in signs) == (float(f"{contention:.4g}") > 0.2)
+    assert ("prefill_device_rate" in signs) == (float(f"{rate:.4g}") < 0.7)
+
+
+def test_without_a_baseline_an_interval_says_nothing_of_the_outcome() -> None:
+    facts = _timed([0.1, 1.0, 0.2, 2.0, 0.1, 1.0], [])
+    judged = _speed(facts)
+    assert judged.outcome is Outcome.PASS
+    assert [d.reason.partition(" ")[0] for d in doubts(judged)] == ["prefill_interval"]
+
+
+@pytest.mark.parametrize(
+    ("ratios", "outcome", "stated"),
+    [
+        ((0.2, 0.9), Outcome.INCONCLUSIVE, False),  # slow, or not
+        ((0.34, 0.51), Outcome.INCONCLUSIVE, True),
+        ((0.36, 0.51), Outcome.PASS, True),
+        ((0.55, 3.0), Outcome.PASS, False),  # by how much is not known; that it is not slow is
+        ((0.1, 0.45), Outcome.DEGRADED, False),  # slow, by whatever factor
+        ((0.4, 0.49), Outcome.DEGRADED, True),
+    ],
+)
+def test_an_interval_is_inconclusive_where_it_allows_slow_and_not_slow(
+    ratios: tuple[float, float], outcome: Outcome, stated: bool
+) -> None:
+    low, high = ratios
+    middle = [low + (high - low) * i / 5 for i in range(6)]
+    judged = _speed(_timed([1.0] * 6, middle))
+    measured = judged.measurement("prefill_speedup")
+    assert measured is not None
+    assert measured.ci95 == (low, high)
+    assert judged.outcome is outcome
+    assert not doubts(judged) == stated
 
 
 def test_nothing_timed_is_inconclusive() -> None:
@@ -479,20 +530,25 @@ def test_nothing_timed_is_inconclusive() -> None:
 def test_a_phase_of_a_grid_is_inconclusive_when_no_point_of_it_is_left(
     prefill: list[tuple[bool, bool]], decode: list[bool]
 ) -> None:
+    """One point of a phase that says slow or not slow is enough."""
+
     def at(i: int) -> dict[str, float]:
         return {"batch": 1, "length": 128.0 * (i + 1), "padding": 0}
 
     measured = [Measurement(name="prefill_rate", unit="tokens/s", better="higher", value=100.0, at=at(0))]
+
+    def low(phase: str, wide: bool, i: int) -> Measurement:
+        return Measurement(name=f"{phase}_speedup_low", unit="x", better="higher", value=0.1 if wide else 0.9, at=at(i))
+
     for i, (wide, shared) in enumerate(prefill):
-        measured.append(Measurement(name="prefill_interval", unit="ratio", value=0.9 if wide else 0.01, at=at(i)))
+        measured.append(low("prefill", wide, i))
         measured.append(Measurement(name="prefill_contention", unit="ratio", value=0.5 if shared else 0.0, at=at(i)))
-    for i, wide in enumerate(decode):
-        measured.append(Measurement(name="decode_interval", unit="ratio", value=0.9 if wide else 0.01, at=at(i)))
+    measured += [low("decode", wide, i) for i, wide in enumerate(decode)]
     check = rejudge(
         Check(name="speed", outcome=Outcome.INCONCLUSIVE, measurements=tuple(measured)),
         context_of(
             {"model": MODELS[0].name, "dtype": "fp32", "attention": "sdpa", "quantization": "none"}, "cpu", MODELS[0]
         ),
     )
-    lost = all(wide or shared for wide, shared in prefill) or all(decode)
+    lost = all(wide for wide, _ in prefill) or all(decode)
     assert check.outcome is (Outcome.INCONCLUSIVE if lost else Outcome.PASS), check.reason

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 from compat.compare.result import SpeedChange, Speeds
+from compat.judge import doubts
 from compat.records import BAD, Cell, Check, Environment, Measurement, Outcome, Run
 
 LEAST_EFFECT = 0.05
@@ -120,6 +121,8 @@ def _why_not(cell: Cell, check: Check, figure: Measurement) -> str:
         return "the cell fails: the speed of a wrong answer is no speed"
     if check.outcome not in (Outcome.PASS, Outcome.DEGRADED):
         return f"the speed check is {check.outcome.value}"
+    if any(d.at == figure.at and d.phase == figure.name.partition("_")[0] for d in doubts(check)):
+        return "the machine was disturbed while it was timed, or the interval is too wide"
     if figure.value is None or figure.ci95 is None:
         return "no interval was stored"
     if not (figure.value > 0 and 0 < figure.ci95[0] <= figure.ci95[1]):

@@ -16,7 +16,7 @@ from typing import Any
 from compat.execute.local import check_request, group_spec
 from compat.execute.paired import paired_answer
 from compat.execute.worker_process import WorkerProcess
-from compat.judge import judge
+from compat.judge import doubts, judge
 from compat.matrix import CellSpec, Model
 from compat.plan import make_plan
 from compat.records import Check, Measurement, Outcome
@@ -107,7 +107,8 @@ class TwoStacks:
             self.close()
             check = self._timed(cell, checkpoint, speed)
             if check.outcome in (Outcome.INCONCLUSIVE, *_NOT_TIMED) or not _speedups(check):
-                return Timed(cell=cell.id, attempts=tuple(attempts), not_stated=check.reason or check.outcome.value)
+                why = [check.reason, *(d.reason for d in doubts(check)), check.outcome.value]
+                return Timed(cell=cell.id, attempts=tuple(attempts), not_stated=next(filter(None, why)))
             attempts.append(_speedups(check))
             found = differences(cell.id, attempts)
             if not found:
@@ -139,7 +140,14 @@ _NOT_TIMED = (Outcome.CRASH, Outcome.ERROR, Outcome.OOM, Outcome.TIMEOUT, Outcom
 
 
 def _speedups(check: Check) -> tuple[Measurement, ...]:
-    return tuple(m for phase in PHASES for m in check.measured(f"{phase}_speedup") if m.ci95 is not None)
+    """Those that have an interval, and nothing that speaks against them."""
+    against = [(d.phase, d.at) for d in doubts(check)]
+    return tuple(
+        m
+        for phase in PHASES
+        for m in check.measured(f"{phase}_speedup")
+        if m.ci95 is not None and (phase, m.at) not in against
+    )
 
 
 def differences(cell: str, attempts: list[tuple[Measurement, ...]]) -> tuple[Finding, ...]:

@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 
 from compat.execute.explaining import lost_device
+from compat.judge import doubts
 from compat.matrix import CellSpec
 from compat.plan import LoadGroup
 from compat.records import SEVERITY, Check, Outcome
@@ -60,8 +61,8 @@ class Reruns:
 
 
 class Disturbed:
-    """The timings of one run of which a guard said that they say nothing (throttled, contended, intervals too wide).
-    They are kept, and asked again when nothing else is left to do."""
+    """The timings of one run of which something says nothing: all of the check, or figures of a machine that was
+    throttled or shared (`compat.judge.doubts`). They are kept, and asked again when nothing else is left to do."""
 
     def __init__(self) -> None:
         self.groups: deque[LoadGroup] = deque()
@@ -72,8 +73,7 @@ class Disturbed:
 
     def keeps(self, group: LoadGroup, cell: CellSpec, check: Check) -> bool:
         """Whether `check` is asked again, and so is not to be told yet."""
-        again = check.name == "speed" and check.outcome is Outcome.INCONCLUSIVE and bool(check.measurements)
-        if not again or check.seconds > LONG_SECONDS:
+        if check.name != "speed" or not _says_nothing(check) or check.seconds > LONG_SECONDS:
             return False
         answers = self._answers.setdefault(cell.id, [])
         if len(answers) == DISTURBED_ATTEMPTS - 1:
@@ -91,7 +91,7 @@ class Disturbed:
         if not before:
             return check
         self._waiting.pop(cell.id, None)
-        told = {"times": len(before), "reason": before[0].reason}
+        told = {"times": len(before), "reason": _says_nothing(before[0])}
         evidence = msgspec.structs.replace(check.evidence, facts={**check.evidence.facts, "disturbed": told})
         return msgspec.structs.replace(
             check,
@@ -104,6 +104,13 @@ class Disturbed:
         """The last answers of what waits to be asked again and no longer is."""
         waiting, self._waiting = tuple(self._waiting.values()), {}
         return [(cell, self.settled(cell, self._answers[cell.id].pop())) for cell in waiting]
+
+
+def _says_nothing(check: Check) -> str:
+    """Why a timing, or a figure of it, says nothing; "" where all of it does or nothing was timed."""
+    if check.outcome is Outcome.INCONCLUSIVE and check.measurements:
+        return "; ".join(dict.fromkeys([check.reason, *(d.reason for d in doubts(check))]))
+    return "; ".join(d.reason for d in doubts(check)) if check.outcome is Outcome.PASS else ""
 
 
 def _cause(cell: CellSpec, check: Check) -> tuple[str, str, str]:

@@ -12,14 +12,13 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
+from compat.judge import doubts
 from compat.records import BAD, Cell, Check, Measurement, Outcome
 from compat.render.grids import AXES, REPEAT, axis_value, in_order, shared_extras
 from compat.render.inert import label, one_line
 from compat.render.symbols import symbol
-from compat.rules import Rule, criteria
 
 CHECK = "speed"
 LONGEST, MOST_ROWS = 10**9, 10**6
@@ -336,29 +335,14 @@ def figure_at(measurement: Measurement, metric: Metric, cell: Cell, point: Point
 
 
 def _firm(cell: Cell, phase: str, point: Point) -> bool:
-    """False where a guard of this point does not hold, or where all of an inconclusive check has to be doubted."""
+    """False where something speaks against this point, or where all of an inconclusive check has to be doubted."""
     check = speed_check(cell)
     if check is None:
         return False
-    doubted = {pair for rule in guards() for pair in _beyond(check, rule)}
+    doubted = {(d.phase, point_from(d.at)) for d in doubts(check)}
     if (phase, point) in doubted:
         return False
     return check.outcome is not Outcome.INCONCLUSIVE or bool(doubted)
-
-
-@cache
-def guards() -> tuple[Rule, ...]:
-    """The rules that make a point inconclusive: the width of an interval, and signs of a disturbed machine."""
-    return tuple(r for r in criteria().rules if r.check == CHECK and r.guard)
-
-
-def _beyond(check: Check, rule: Rule) -> set[tuple[str, Point | None]]:
-    """Phase and point of each measurement that the guard `rule` speaks of and that does not hold."""
-    return {
-        (rule.measurement.split("_")[0], point_of(m))
-        for m in check.measured(rule.measurement)
-        if m.value is not None and rule.outcome(m.value, m.better) is not Outcome.PASS
-    }
 
 
 def _gap(metric: Metric, cell: Cell, point: Point, not_finite: bool) -> str:

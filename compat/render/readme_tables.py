@@ -36,6 +36,8 @@ def criteria_part(options: Options, root: Path) -> str:
 def _beyond(rule: Rule) -> str:
     if rule.guard:
         return "inconclusive"
+    if rule.doubt:
+        return "its figures are marked `?`"
     return "fail" if rule.degraded is None else f"degraded to {bound(rule, rule.degraded)}, then fail"
 
 

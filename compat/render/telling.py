@@ -188,7 +188,7 @@ def _bounds(rows: Sequence[Judged], every: bool) -> Iterator[Pair | Table]:
             _name(r.measured) if r.measured is not None else r.rule.measurement,
             _figure(r.measured) if r.measured is not None else "not measured",
             f"{r.sign} {figure(r.bound)}".strip() + (f" ({r.rule.passes:.4g} x stored)" if r.rule.band else ""),
-            symbol(r.outcome).word + (" (guard)" if r.rule.guard else ""),
+            symbol(r.outcome).word + (" (guard)" if r.rule.guard else " (of figures only)" if r.rule.doubt else ""),
         )
         for r in sorted(rows, key=lambda r: r.outcome is Outcome.PASS)
     ]

@@ -13,12 +13,13 @@ from typing import Any
 
 import pytest
 
+from compat.judge import doubts
 from compat.records import BAD, Cell, Check, Outcome, Run
-from compat.rules import Context, criteria, stored_context
 
 CHECK = "speed"
 BELIEVED = (Outcome.PASS, Outcome.DEGRADED)
-"""Outcomes of the speed check whose figures may all be compared: a cell may be slow, it may not be uncertain."""
+"""Outcomes of the speed check whose figures may all be compared: a cell may be slow, it may not be uncertain; points that
+something speaks against are left out."""
 
 SESSION = "pytest-benchmark"
 """The name under which pytest-benchmark registers its session, once it is configured."""
@@ -57,8 +58,8 @@ def sampled(run: Run, cell: Cell) -> tuple[list[Sampled], list[str]]:
     if check is None:
         return [], ["no speed check ran"]
     points = [p for p in check.evidence.facts.get("points", ()) if p.get("seconds")]
-    doubts = [_doubt(check, p, stored_context(run, cell)) for p in points]
-    uncertain = check.outcome == Outcome.INCONCLUSIVE and any(doubts)
+    against = [_doubt(check, p) for p in points]
+    uncertain = check.outcome == Outcome.INCONCLUSIVE and any(against)
     if check.outcome not in BELIEVED and not uncertain:
         return [], [f"speed is {check.outcome.value}" + (f": {check.reason}" if check.reason else "")]
     wrong = next((c for c in cell.checks if c.name != CHECK and c.outcome in BAD), None)
@@ -67,8 +68,8 @@ def sampled(run: Run, cell: Cell) -> tuple[list[Sampled], list[str]]:
     if not points:
         return [], ["nothing was timed"]
     device = run.environment.gpus[0].name if run.run.device == "cuda" else run.environment.cpu
-    believed = [_sampled(cell, check, p, device) for p, doubt in zip(points, doubts, strict=True) if not doubt]
-    return believed, [doubt for doubt in doubts if doubt]
+    believed = [_sampled(cell, check, p, device) for p, doubt in zip(points, against, strict=True) if not doubt]
+    return believed, [doubt for doubt in against if doubt]
 
 
 def _at(point: Mapping[str, Any]) -> dict[str, Any]:
@@ -79,15 +80,10 @@ def _shown(point: Mapping[str, Any]) -> str:
     return f"{point['phase']} {point['batch']}x{point['length']}@{point['padding']:g}"
 
 
-def _doubt(check: Check, point: Mapping[str, Any], context: Context) -> str:
-    """Which guard of criteria/speed.toml a point breaks, or ""."""
-    for rule in criteria().rules:
-        if rule.check == CHECK and rule.guard and rule.holds(context) and rule.measurement.startswith(point["phase"]):
-            for found in check.measured(rule.measurement):
-                value = found.value if found.at == _at(point) else None
-                if value is not None and rule.outcome(value, found.better) == Outcome.INCONCLUSIVE:
-                    return f"{_shown(point)}: {found.name} is {value:.3g} {found.unit}"
-    return ""
+def _doubt(check: Check, point: Mapping[str, Any]) -> str:
+    """What speaks against the figures of a point, or ""."""
+    own = (d.reason for d in doubts(check) if d.phase == point["phase"] and d.at == _at(point))
+    return next(own, "")
 
 
 def _sampled(cell: Cell, check: Check, point: Mapping[str, Any], device: str) -> Sampled:

@@ -83,7 +83,7 @@ def _attained(
 def _ratio(
     name: str, seconds: Sequence[float], base: Sequence[float], at: Mapping[str, float], better: str = "higher"
 ) -> Iterator[Measurement]:
-    """`name`, its upper end, and the width of its interval."""
+    """`name`, both ends of its interval, and how wide that is."""
     ratios = stats.paired_ratios(seconds, base)
     low, high = stats.median_interval(ratios)
     middle = statistics.median(ratios)
@@ -97,6 +97,7 @@ def _ratio(
         method=PAIRED,
         at=dict(at),
     )
+    yield _one(f"{name}_low", low, "x", at, "higher")
     yield _one(f"{name}_high", high, "x", at, "higher")
     yield _one(
         f"{name.removesuffix('_speedup')}_interval", stats.relative_width(low, high), "of the median", at, "lower"
