@@ -90,7 +90,7 @@ class Rule:
     degraded: float | None = None
     guard: bool = False
     doubt: bool = False
-    """Whether it only casts doubt on the figures of its phase and point (`compat.judge.doubts`), and decides nothing."""
+    """Whether it decides no outcome, and only casts doubt on the figures of its phase and point (`judge.doubts`)."""
     required: bool = False
     band: bool = False
     """Whether the bounds are multiples of the stored figure of clean runs; without one the row does not hold."""

@@ -10,11 +10,14 @@ import functools
 import importlib
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 LIBRARIES = ("torch", "transformers", "bitsandbytes", "accelerate", "peft", "flash_attn")
 """Packages in whose modules names are replaced."""
+
+Place = tuple[int, Any]
+"""Where something was replaced: the id of the module, class, object or mapping that holds it, and its name or key."""
 
 Make = Callable[[Any], Any]
 """From the original to its replacement."""
@@ -25,6 +28,8 @@ class Patches:
 
     def __init__(self) -> None:
         self._undo: list[Callable[[], None]] = []
+        self.places: set[Place] = set()
+        """All that was replaced."""
         self.times_reached = 0
         """How often the fault really changed something."""
 
@@ -37,6 +42,7 @@ class Patches:
         """Set `owner.name` (a module, class or object)."""
         missing = object()
         own = vars(owner).get(name, missing)
+        self.places.add((id(owner), name))
         setattr(owner, name, value)
 
         def restore() -> None:
@@ -50,6 +56,7 @@ class Patches:
     def item(self, mapping: Any, key: Any, value: Any) -> None:
         """Set `mapping[key]`, which exists."""
         own = mapping[key]
+        self.places.add((id(mapping), key))
         mapping[key] = value
         self._undo.append(lambda: mapping.__setitem__(key, own))
 
@@ -73,9 +80,14 @@ class Patches:
         module_name, _, name = path.partition(":")
         own = getattr(importlib.import_module(module_name), name)
         new = _named(make(own), own)
-        _replace_everywhere(own, new)
+        self.places |= _replace_everywhere(own, new)
         # modules loaded meanwhile have imported the replacement: undoing looks everywhere again
-        self._undo.append(lambda: _replace_everywhere(new, own))
+
+
+        def restore() -> None:
+            _replace_everywhere(new, own)
+
+        self._undo.append(restore)
 
     def classes(self, suffix: str, name: str, make: Callable[[type, Any], Any]) -> None:
         """Replace the method `name` of every loaded class of transformers' models whose own name ends in `suffix`.
@@ -109,7 +121,9 @@ def _modules(packages: tuple[str, ...]) -> Iterator[Any]:
             yield module
 
 
-def _replace_everywhere(own: Any, new: Any) -> None:
+def _replace_everywhere(own: Any, new: Any) -> set[Place]:
+    """Where `own` stood, in every loaded module of LIBRARIES and every registry there; `new` stands there now."""
+    found: set[Place] = set()
     for module in _modules(LIBRARIES):
         space = getattr(module, "__dict__", None)
         if not isinstance(space, dict):
@@ -117,13 +131,59 @@ def _replace_everywhere(own: Any, new: Any) -> None:
         for name, value in list(space.items()):
             if value is own:
                 setattr(module, name, new)
+                found.add((id(module), name))
             elif type(value) in (dict, OrderedDict):  # a subclass may be lazy, and load every model when looked through
-                _replace_values(value, own, new)
+                found |= _replace_values(value, own, new)
             elif isinstance(getattr(type(value), "_global_mapping", None), dict):
-                _replace_values(type(value)._global_mapping, own, new)
+                found |= _replace_values(type(value)._global_mapping, own, new)
+    return found
 
 
-def _replace_values(mapping: dict[Any, Any], own: Any, new: Any) -> None:
-    for key, value in list(mapping.items()):
-        if value is own:
-            mapping[key] = new
+def _replace_values(mapping: dict[Any, Any], own: Any, new: Any) -> set[Place]:
+    keys = [key for key, value in mapping.items() if value is own]
+    mapping.update(dict.fromkeys(keys, new))
+    return {(id(mapping), key) for key in keys}
+
+
+class Company:
+    """The faults that are in the stack: one, or several that replace nothing in the same place."""
+
+    def __init__(self) -> None:
+        self.names: tuple[str, ...] = ()
+        """As they were asked for."""
+        self.inside: tuple[str, ...] = ()
+        """Those of them that are in."""
+        self.set_aside: tuple[str, ...] = ()
+        """Those that would replace what another one has replaced."""
+        self._patches: list[Patches] = []
+
+    @property
+    def times_reached(self) -> int:
+        """How often they really changed something."""
+        return sum(p.times_reached for p in self._patches)
+
+    def enter(self, faults: Mapping[str, Callable[[Patches], None]]) -> None:
+        """Put in `faults`, name -> how. Raises what putting in a single one raises: this stack has no such place. Of
+        several, one that cannot be put in stays out."""
+        self.names = tuple(faults)
+        for name, apply in faults.items():
+            patches = Patches()
+            try:
+                apply(patches)
+            except Exception:
+                patches.undo()
+                if len(faults) == 1:
+                    raise
+                continue
+            if any(patches.places & other.places for other in self._patches):
+                patches.undo()
+                self.set_aside += (name,)
+                continue
+            self._patches.append(patches)
+            self.inside += (name,)
+
+    def leave(self) -> None:
+        """Take all of them back, last first."""
+        while self._patches:
+            self._patches.pop().undo()
+        self.names = self.inside = self.set_aside = ()

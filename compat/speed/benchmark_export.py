@@ -18,8 +18,8 @@ from compat.records import BAD, Cell, Check, Outcome, Run
 
 CHECK = "speed"
 BELIEVED = (Outcome.PASS, Outcome.DEGRADED)
-"""Outcomes of the speed check whose figures may all be compared: a cell may be slow, it may not be uncertain; points that
-something speaks against are left out."""
+"""Outcomes of the speed check whose figures may all be compared: a cell may be slow, it may not be uncertain.
+Points that something speaks against are left out."""
 
 SESSION = "pytest-benchmark"
 """The name under which pytest-benchmark registers its session, once it is configured."""
