@@ -154,6 +154,10 @@ class SelfTestListener(Protocol):
         """A load group was measured without any fault."""
         ...
 
+    def company(self, done: int, of: int) -> None:
+        """A cell was asked with several of the faults that spare it."""
+        ...
+
     def trial(self, trial: Any, done: int, of: int) -> None:
         """A fault was tried."""
         ...
@@ -167,6 +171,9 @@ class SelfTestSilence:
     """No progress."""
 
     def baseline(self, done: int, of: int) -> None:
+        """Nothing is said."""
+
+    def company(self, done: int, of: int) -> None:
         """Nothing is said."""
 
     def trial(self, trial: Any, done: int, of: int) -> None:
@@ -187,6 +194,11 @@ class SelfTestPlain(SelfTestSilence):
         """One line when the last group is done."""
         if done == of:
             self._say(f"{of} load groups measured without any fault")
+
+    def company(self, done: int, of: int) -> None:
+        """One line when the last one is done."""
+        if done == of:
+            self._say(f"spared cells asked {of} times with several faults at once")
 
     def trial(self, trial: Any, done: int, of: int) -> None:
         """One line."""
@@ -209,6 +221,10 @@ class SelfTestBar:
     def baseline(self, done: int, of: int) -> None:
         """Show how far the cells without a fault are."""
         self._progress.update(self._task, description=f"without any fault: {done}/{of} load groups")
+
+    def company(self, done: int, of: int) -> None:
+        """Show how far the spared cells are."""
+        self._progress.update(self._task, description=f"spared cells, several faults at once: {done}/{of}")
 
     def trial(self, trial: Any, done: int, of: int) -> None:
         """Move the bar."""

@@ -4,6 +4,11 @@ In: the catalogue of compat.faults, a device, a depth. Out: a `SelfTestResult`. 
 is checked once as it is; then each fault is put into a worker's stack and its cells are checked again. A fault is
 killed when a check that is named to see it turns from another outcome to fail or degraded in a cell that the fault
 touches, and no outcome changes in a cell that it spares.
+
+A cell that many faults spare is asked with many of them in the stack at once, since each by itself should change
+nothing there: where nothing changes, none of them did. Where something does, they are asked in halves, and in the end
+alone. (Group testing: Dorfman, The Detection of Defective Members of Large Populations, 1943. Faults that replace the
+same thing are never in together: one could hide the other.)
 """
 
 from __future__ import annotations
@@ -55,19 +60,37 @@ AT_LEAST = {"quick": 80.0, "standard": 95.0, "deep": 95.0}
 TIMEOUT_SECONDS = 120.0
 """Longest wait for one check: a fault may make the stack hang, and that costs no more than this."""
 
+TOGETHER = "with several of the faults that spare a cell in at once, and alone where anything changed"
+
 RULES = {
-    "quick": "the checks named to see a fault, in cells that it touches until one does, then in cells that it spares; "
-    "for benign changes every check",
+    "quick": "the checks named to see a fault, in cells that it touches until one does, then in cells that it spares "
+    f"({TOGETHER}); for benign changes every check",
     "standard": "the checks named to see a fault in every cell that it touches; every check in the cells that it "
-    "spares, and for benign changes",
-    "deep": "every check in every cell that a fault names",
+    f"spares ({TOGETHER}), and for benign changes",
+    "deep": f"every check in every cell that a fault names (where it is spared, {TOGETHER})",
 }
 """Which checks are asked, in words: it stands in the table."""
 
 
+@dataclass(frozen=True)
+class Company:
+    """Faults that spare one cell, and what is asked of it with them in."""
+
+    group: LoadGroup
+    cell: CellSpec
+    checks: tuple[str, ...]
+    faults: tuple[str, ...]
+
+    def halves(self) -> tuple[Company, ...]:
+        """Two of half the faults each; none for a single fault, which is asked alone."""
+        middle = len(self.faults) // 2
+        parts = (self.faults[:middle], self.faults[middle:])
+        return tuple(replace(self, faults=part) for part in parts if len(part) > 1)
+
+
 @dataclass
 class SelfTest:
-    """Runs the trials. Listeners: `on_baseline(done, of)`, `on_trial(trial, done, of)`."""
+    """Runs the trials. Listeners: `on_baseline(done, of)`, `on_company(done, of)`, `on_trial(trial, done, of)`."""
 
     device: str
     depth: str
@@ -76,9 +99,12 @@ class SelfTest:
     lanes: int = 1
     seed: int = 0
     on_baseline: Callable[[int, int], None] = lambda done, of: None
+    on_company: Callable[[int, int], None] = lambda done, of: None
     on_trial: Callable[[Trial, int, int], None] = lambda trial, done, of: None
     models: dict[str, Model] = field(default_factory=dict)
     baseline: dict[tuple[str, str], Check] = field(default_factory=dict)
+    quiet: dict[tuple[str, str], tuple[str, ...]] = field(default_factory=dict)
+    """(fault, cell that it spares) -> checks that did not change with it and others in."""
     trials: list[Trial] = field(default_factory=list)
     interrupted: bool = False
 
@@ -102,6 +128,7 @@ class SelfTest:
         workers = [self._worker(n) for n in range(self.lanes)]
         try:
             self._over(workers, make_plan(named).groups, self._measure_baseline, self.on_baseline)
+            self._over(workers, self._companies(faults), self._measure_company, self.on_company)
             self._over(workers, _ordered(faults), self._measure_fault, lambda done, of: None)
         except KeyboardInterrupt:
             self.interrupted = True
@@ -153,22 +180,25 @@ class SelfTest:
         work: Callable[[WorkerProcess, Any], None],
         on_done: Callable[[int, int], None],
     ) -> None:
-        """`work` on every item, by all workers side by side. Raises what one of them raised."""
-        waiting = deque(items)
+        """`work` on every item, and on what it appends to `self._waiting`, by all workers side by side. Raises what one
+        of them raised."""
+        waiting = self._waiting = deque(items)
         failures: list[BaseException] = []
-        done = [0]
+        done, running = 0, 0
 
         def lane(worker: WorkerProcess, ended: threading.Event) -> None:
+            nonlocal done, running
             try:
                 while not failures and not self._stopping.is_set():
                     with self._lock:
                         if not waiting:
                             return
                         item = waiting.popleft()
+                        running += 1
                     work(worker, item)
                     with self._lock:
-                        done[0] += 1
-                        on_done(done[0], len(items))
+                        done, running = done + 1, running - 1
+                        on_done(done, done + running + len(waiting))
             except Stopped:
                 pass
             except BaseException as error:  # raised below, in the caller's thread
@@ -194,19 +224,48 @@ class SelfTest:
     def _measure_baseline(self, worker: WorkerProcess, group: LoadGroup) -> None:
         for cell in group.cells:
             for name in cell.checks:
-                result, _ = self._ask(worker, group, cell, name, "")
+                result, _ = self._ask(worker, group, cell, name)
                 with self._lock:
                     self.baseline[cell.id, name] = result
 
+    def _companies(self, faults: Sequence[Fault]) -> list[Company]:
+        """The cells that several faults spare, those of the most faults first."""
+        found: dict[str, Company] = {}
+        for fault in faults:
+            for group, cell, name in self._questions(fault):
+                if cell.id not in fault.spared:
+                    continue
+                so_far = found.get(cell.id, Company(group, cell, (), ()))
+                asked = {*so_far.checks, name}
+                names = tuple(dict.fromkeys((*so_far.faults, fault.name)))
+                found[cell.id] = replace(so_far, checks=tuple(c for c in cell.checks if c in asked), faults=names)
+        return sorted((c for c in found.values() if len(c.faults) > 1), key=lambda c: -len(c.faults))
+
+    def _measure_company(self, worker: WorkerProcess, company: Company) -> None:
+        for number, name in enumerate(company.checks):
+            result, answer = self._ask(worker, company.group, company.cell, name, company.faults)
+            if number == 0 and result.outcome not in DIED and "injection" not in answer:
+                aside = tuple(answer["set_aside"])
+                if len(aside) > 1:
+                    with self._lock:
+                        self._waiting.append(replace(company, faults=aside))
+                company = replace(company, faults=tuple(answer["inside"]))
+            if "injection" in answer or result.outcome != self.baseline[company.cell.id, name].outcome:
+                with self._lock:
+                    self._waiting.extend(company.halves())
+                return
+        with self._lock:
+            self.quiet |= {(fault, company.cell.id): company.checks for fault in company.faults}
+
     def _ask(
-        self, worker: WorkerProcess, group: LoadGroup, cell: CellSpec, name: str, fault: str
+        self, worker: WorkerProcess, group: LoadGroup, cell: CellSpec, name: str, faults: tuple[str, ...] = ()
     ) -> tuple[Check, dict[str, Any]]:
-        """The check's result, and the worker's whole answer."""
+        """The check's result with `faults` in, and the worker's whole answer."""
         model = self.models[cell.model]
         spec = group_spec(group, model, self.device, self.cache, self.seed, self.depth)
-        request = check_request(name, spec, cell.attention, 1) | {"fault": fault}
+        request = check_request(name, spec, cell.attention, 1) | {"faults": faults}
         for attempt in (1, 2):  # a worker can also be killed from outside: a crash must repeat itself to count
-            answer = worker.ask(request, min(TIMEOUT_SECONDS, CHECKS[name].timeout_seconds) if fault else 600.0)
+            answer = worker.ask(request, min(TIMEOUT_SECONDS, CHECKS[name].timeout_seconds) if faults else 600.0)
             self._note_environment(worker)
             result = judge(name, answer, context_of(cell.axes, self.device, model), attempts=attempt)
             if result.outcome in NEEDS_FRESH_WORKER or "injection" in answer:
@@ -227,14 +286,18 @@ class SelfTest:
         started = time.monotonic()
         reached, note = 0, ""
         asked: list[tuple[str, str]] = []
+        together: dict[str, None] = {}
         seen: list[Change] = []
         disturbed: list[Change] = []
         other: list[Change] = []
         for group, cell, name in self._questions(fault):
             if self.depth == "quick" and seen and cell.id not in fault.spared and not fault.benign:
                 continue
-            result, answer = self._ask(worker, group, cell, name, fault.name)
             asked.append((cell.id, name))
+            if name in self.quiet.get((fault.name, cell.id), ()):
+                together[cell.id] = None
+                continue
+            result, answer = self._ask(worker, group, cell, name, (fault.name,))
             reached = max(reached, int(answer.get("fault_reached", 0)))
             if "injection" in answer:
                 note = str(answer["injection"])
@@ -261,6 +324,7 @@ class SelfTest:
             cells=fault.cells,
             spared=fault.spared,
             asked=tuple(asked),
+            together=tuple(together),
             seen=tuple(seen),
             disturbed=tuple(disturbed),
             other=tuple(other),
@@ -357,6 +421,7 @@ def conduct(
             default_workers(device, 1, CPU_WORKERS) if lanes is None else lanes,
             seed,
             on_baseline=listener.baseline,
+            on_company=listener.company,
             on_trial=listener.trial,
         )
         try:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import types
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
 
@@ -18,7 +18,7 @@ from compat.axes import axes_of
 from compat.builtin import matrix_path
 from compat.checks import CHECKS
 from compat.faults import CLASSES, Fault, catalogue, fault
-from compat.faults.patches import Patches
+from compat.faults.patches import Company, Patches
 from compat.matrix import Model, read_matrix
 
 NAMES = tuple(catalogue())
@@ -195,6 +195,62 @@ def test_undoing_restores_every_item_and_attribute_whatever_the_order(changes: l
     patches.undo()
     assert mapping == {"a": 1, "b": 2, "c": 3}
     assert vars(owner) == {"a": 1}
+
+
+@given(st.lists(st.sets(st.sampled_from("abcdex"), min_size=1, max_size=3), min_size=1, max_size=6))
+def test_in_company_no_two_replace_the_same_and_all_of_it_goes(wanted: list[set[str]]) -> None:
+    """`x` is a place that is not there."""
+    mapping = dict.fromkeys("abcde", "stock")
+
+    def put(keys: set[str], name: str) -> Callable[[Patches], None]:
+        def apply(patches: Patches) -> None:
+            for key in sorted(keys):
+                patches.item(mapping, key, name)
+                patches.reached()
+
+        return apply
+
+    faults = {f"f{i}": put(keys, f"f{i}") for i, keys in enumerate(wanted)}
+    company = Company()
+    if len(wanted) == 1 and "x" in wanted[0]:
+        with pytest.raises(KeyError):
+            company.enter(faults)
+        assert not company.inside
+    else:
+        company.enter(faults)
+        taken: set[str] = set()
+        inside, aside = [], []
+        for name, keys in zip(faults, wanted, strict=True):
+            if "x" not in keys:
+                (aside if keys & taken else inside).append(name)
+                taken |= set() if keys & taken else keys
+        assert (list(company.inside), list(company.set_aside)) == (inside, aside)
+        assert company.names == tuple(faults)
+        assert set(mapping.values()) - {"stock"} == set(inside)
+        assert company.times_reached == len(taken)
+    company.leave()
+    assert set(mapping.values()) == {"stock"}
+    assert not company.names + company.inside
+
+
+def test_two_functions_under_one_name_are_one_place(library: types.SimpleNamespace) -> None:
+    def wrap(patches: Patches) -> None:
+        patches.function("peft.compat_home:stock", lambda own: lambda x: own(x) * 10)
+
+    def registered(patches: Patches) -> None:
+        patches.item(_Registry._global_mapping, "sdpa", len)
+
+    def elsewhere(patches: Patches) -> None:
+        patches.method("peft.compat_home:Base.method", lambda own: lambda self, x: 0)
+
+    company = Company()
+    company.enter({"wrap": wrap, "registered": registered, "again": wrap, "elsewhere": elsewhere})
+    assert company.inside == ("wrap", "elsewhere")
+    assert company.set_aside == ("registered", "again"), "a registry that holds the function is the same place"
+    assert library.user.renamed(1) == 20
+    company.leave()
+    assert library.user.renamed is _stock
+    assert _Registry._global_mapping["sdpa"] is _stock
 
 
 def test_reached_counts() -> None:

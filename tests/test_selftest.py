@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from compat import selftest, selftest_result
@@ -32,21 +32,31 @@ from .matrix_files import TINY, write
 TOUCHED, SPARED = "llama/fp32/sdpa/none", "llama/fp32/eager/none"
 
 Answer = Callable[[str, str, str], dict[str, Any]]
-"""From (fault, cell, check) to a worker's answer."""
+"""From (fault, cell, check) to a worker's answer; "" stands for no fault."""
 
 
 class _Worker:
-    """Stands in for a worker process: answers from a function, and counts how often it was ended."""
+    """Stands in for a worker process: answers from a function, and counts how often it was ended. Of several faults
+    those come in that have no place in common with those before them (their names' first letter), and can be put in;
+    the answer is that of the first of them that changes something."""
 
     def __init__(self, answer: Answer) -> None:
         self.answer = answer
         self.ended = 0
+        self.requests: list[tuple[str, ...]] = []
         self.environment: dict[str, Any] | None = {"packages": {"torch": "2.13.0"}, "gpus": []}
 
     def ask(self, request: dict[str, Any], timeout_seconds: float) -> dict[str, Any]:
         group = request["group"]
         cell = f"{group['row']['type']}/{group['dtype']}/{request['attention']['name']}/{group['quantization']['name']}"
-        return {"outcome": "pass", "fault_reached": 1} | self.answer(request["fault"], cell, request["check"])
+        names = tuple(request["faults"])
+        self.requests.append(names)
+        answers = {name: self.answer(name, cell, request["check"]) for name in names or ("",)}
+        able = [name for name in names if len(names) == 1 or "injection" not in answers[name]]
+        inside = [n for i, n in enumerate(able) if n[0] not in {m[0] for m in able[:i]}]
+        told = next((a for n, a in answers.items() if (n in inside or not names) and a), {})
+        aside = [n for n in able if n not in inside]
+        return {"outcome": "pass", "fault_reached": 1, "inside": inside, "set_aside": aside} | told
 
     def close(self) -> None:
         self.ended += 1
@@ -194,6 +204,58 @@ def test_each_depth_asks_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {check for _, check in calm.asked} >= every
 
 
+PLACES = "abcd"
+
+
+@st.composite
+def sparing(draw: st.DrawFn) -> tuple[list[Fault], set[str], set[str]]:
+    """Faults that spare one cell or two, in few places; those that disturb it all the same, and those that cannot be
+    put in."""
+    names = draw(st.lists(st.from_regex(f"[{PLACES}][0-9]", fullmatch=True), min_size=1, max_size=9, unique=True))
+    cells = st.sampled_from([(SPARED,), (SPARED, "llama/bf16/eager/none")])
+    faults = [_fault(name, spared=draw(cells)) for name in names]
+    return faults, draw(st.sets(st.sampled_from(names))), draw(st.sets(st.sampled_from(names)))
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(sparing(), st.sampled_from(("quick", "standard", "deep")), st.sampled_from(("fail", "inconclusive", "crash")))
+def test_in_company_faults_are_decided_as_alone(
+    monkeypatch: pytest.MonkeyPatch, drawn: tuple[list[Fault], set[str], set[str]], depth: str, outcome: str
+) -> None:
+    faults, disturbing, absent = drawn
+
+    def answer(fault: str, cell: str, check: str) -> dict[str, Any]:
+        if fault in absent:
+            return {"outcome": "error", "injection": "no such place"}
+        if cell == TOUCHED:
+            return {"outcome": "fail"} if fault and check == "agreement" else {}
+        return {"outcome": outcome} if fault in disturbing and check == "agreement" else {}
+
+    result = _run(monkeypatch, answer, faults, depth)
+    assert [t.fault for t in result.trials] == [f.name for f in faults]
+    for trial, fault in zip(result.trials, faults, strict=True):
+        alone = _run(monkeypatch, answer, [fault], depth).trials[0]
+        assert msgspec.structs.replace(trial, seconds=0, together=()) == msgspec.structs.replace(alone, seconds=0)
+        assert not alone.together, "one fault has no company"
+        if trial.status is Status.DISTURBED:
+            assert not trial.together
+    assert {t.fault for t in result.trials if t.status is Status.DISTURBED} == disturbing - absent
+
+
+def test_company_saves_what_would_be_asked_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = _Worker(lambda fault, cell, check: {})
+    monkeypatch.setattr(selftest, "WorkerProcess", lambda *_, **__: worker)
+    monkeypatch.setattr(selftest, "judge", _judge)
+    faults = [_fault(name) for name in ("a1", "b1", "a2", "c1", "b2", "d1")]
+    trials = SelfTest("cpu", "standard", Path("nowhere"), Path("nowhere")).run(faults).trials
+    assert all(t.together == (SPARED,) for t in trials)
+    asked = dict.fromkeys(r for r in worker.requests if len(r) > 1)
+    assert list(asked) == [tuple(f.name for f in faults), ("a1", "b1", "c1", "d1"), ("a2", "b2")]
+    assert {r for r in worker.requests if len(r) == 1} == {(f.name,) for f in faults}
+    alone = [r for r in worker.requests if len(r) == 1]
+    assert len(alone) == len(faults), "alone only where each touches: one check of one cell"
+
+
 def test_a_clock_takes_no_part(monkeypatch: pytest.MonkeyPatch) -> None:
     result = _run(monkeypatch, _turn("agreement", TOUCHED, "fail"), [_fault()])
     assert "speed" not in {check for _, check in result.trials[0].asked}
@@ -204,7 +266,7 @@ def test_an_interruption_keeps_what_there_is(monkeypatch: pytest.MonkeyPatch) ->
     second = threading.Event()
 
     def answer(fault: str, cell: str, check: str) -> dict[str, Any]:
-        if fault == "two":
+        if fault == "two" and cell == TOUCHED:
             second.set()
             time.sleep(0.05)
         return {"outcome": "fail"} if fault and check == "agreement" and cell == TOUCHED else {}

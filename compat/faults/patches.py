@@ -81,10 +81,8 @@ class Patches:
         own = getattr(importlib.import_module(module_name), name)
         new = _named(make(own), own)
         self.places |= _replace_everywhere(own, new)
-        # modules loaded meanwhile have imported the replacement: undoing looks everywhere again
 
-
-        def restore() -> None:
+        def restore() -> None:  # modules loaded meanwhile have imported the replacement: look everywhere again
             _replace_everywhere(new, own)
 
         self._undo.append(restore)

@@ -73,8 +73,7 @@ class _Session:
         self.threads = threads
         self.masters = Masters()
         self.group: Any = None
-        self.fault = ""
-        self.patches: Any = None
+        self.company: Any = None
         self.sampler: Any = None
 
     def check(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -89,7 +88,7 @@ class _Session:
         started = time.perf_counter()
         answer: dict[str, Any]
         try:
-            self._inject(request.get("fault", ""))
+            self._inject(tuple(request.get("faults", ())))
         except Exception as error:  # the stack has no such place, or what was put in cannot be taken back
             return {"status": "error", "injection": f"{type(error).__name__}: {error}", "exception": _exception(error)}
 
@@ -109,8 +108,9 @@ class _Session:
             }
 
         answer = self._answered(asked, request["check"])
-        if self.patches is not None:
-            answer["fault_reached"] = self.patches.times_reached
+        if self.company is not None:
+            answer["fault_reached"] = self.company.times_reached
+            answer["inside"], answer["set_aside"] = self.company.inside, self.company.set_aside
         answer["seconds"] = round(time.perf_counter() - started, 6)
         answer["model_seconds"] = round(CLOCK.seconds, 6)
         return answer
@@ -137,7 +137,7 @@ class _Session:
         from compat.worker import across
 
         try:
-            self._inject(request.get("fault", ""))
+            self._inject(tuple(request.get("faults", ())))
         except Exception as error:  # as for a check
             return {"status": "error", "injection": f"{type(error).__name__}: {error}", "exception": _exception(error)}
 
@@ -193,26 +193,27 @@ class _Session:
         except Exception as error:  # evidence is missing then, the outcome stands
             return {"status": "error", "exception": _exception(error)}
 
-    def _inject(self, fault: str) -> None:
-        """Put the named fault of the self-test into the stack, after taking back the last one. Loaded models go:
+    def _inject(self, faults: tuple[str, ...]) -> None:
+        """Put the named faults of the self-test into the stack, after taking back the last ones. Loaded models go:
         a fault may change what loading does."""
-        if fault == self.fault:
+        if faults == (self.company.names if self.company is not None else ()):
             return
         from compat.worker.group import Masters
 
         self._drop()
         self.masters = Masters()
         gc.freeze()  # no model is held now: what is left are modules
-        if self.patches is not None:
-            self.patches.undo()
-            self.patches = None
-        self.fault = fault
-        if fault:
+        if self.company is not None:
+            self.company.leave()
+            self.company = None
+        if faults:
             from compat.faults import catalogue
-            from compat.faults.patches import Patches
+            from compat.faults.patches import Company
 
-            self.patches = Patches()
-            catalogue()[fault].apply(self.patches)
+            known = catalogue()
+            company = Company()
+            company.enter({name: known[name].apply for name in faults})
+            self.company = company
 
     def _group(self, spec: dict[str, Any]) -> Any:
         from compat.worker.group import Group

@@ -248,11 +248,14 @@ def test_what_changed_beside_the_outcomes_is_named() -> None:
 # -- speed -------------------------------------------------------------------------------------------------------
 
 
-def timed(value: float, low: float, high: float, environment: Environment, over: str = "eager") -> Run:
+def timed(
+    value: float, low: float, high: float, environment: Environment, over: str = "eager", contention: float = 0.0
+) -> Run:
     """A run of one cell whose prefill was timed."""
     figure = Measurement(name="prefill_speedup", unit="x", value=value, ci95=(low, high), at={"length": 128.0})
     facts = {"baseline": over}
-    speed = Check(name="speed", outcome=O.PASS, measurements=(figure,), evidence=Evidence(facts=facts))
+    sign = Measurement(name="prefill_contention", unit="of the time", value=contention, at={"length": 128.0})
+    speed = Check(name="speed", outcome=O.PASS, measurements=(figure, sign), evidence=Evidence(facts=facts))
     return run_of(cell(A, speed), environment=environment)
 
 
@@ -296,6 +299,7 @@ def test_a_head_that_was_timed_against_base_itself_needs_no_second_figure() -> N
     ("head", "why"),
     [
         (timed(1.0, 0.99, 1.01, HERE, over="sdpa"), "different baselines"),
+        (timed(0.5, 0.49, 0.51, HERE, contention=0.5), "the machine was disturbed"),
         (run_of(cell(A, check(O.FAIL), *timed(1.0, 0.9, 1.1, HERE).cells[0].checks), environment=HERE), "fails"),
     ],
 )

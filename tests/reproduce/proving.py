@@ -65,13 +65,13 @@ def explain_in_process(cell: str, check: str, cache: Path, fault: str = "") -> P
     request = check_request(check, own, spec.attention, 1)
     session = _Session(1)
     try:
-        found = judge(check, session.check(request | {"fault": fault}), context)
+        found = judge(check, session.check(request | {"faults": [fault] if fault else []}), context)
         limits = broken(found, context)
         asked = explain_request(request, limits, "full", raised_by(found, limits)) | {"seconds": SECONDS}
         answer = session.explain(asked)
         how = session.group.loaded(request["attention"]).how
     finally:
-        session.check({**request, "check": "no check", "fault": ""})  # takes the fault back
+        session.check({**request, "check": "no check"})  # takes the fault back
     found = explained(found, limits, answer)
     subject = reproduce.Subject(cell, axes, model.row, "cpu", {}, how)
     return Proof(found, reproduce.script(found, subject))

@@ -111,7 +111,7 @@ def test_of_an_inconclusive_cell_the_certain_points_are_stored() -> None:
     cell = _cell([shared, _point("prefill", 2, 128, 0, [0.02] * 8, contention=0.0)], Outcome.INCONCLUSIVE)
     (found,), why_not = sampled(_run(cell), cell)
     assert found.params["length"] == 128
-    assert why_not == ["prefill 2x64@0: prefill_contention is 0.5 of the time"]
+    assert why_not == ["prefill_contention at 2x64@0 0.5 of the time, pass <= 0.2"]
 
 
 def test_a_measurement_at_another_point_casts_no_doubt() -> None:
