@@ -171,7 +171,9 @@ class SelfTest:
         return CellSpec(**axes, checks=checks)
 
     def _worker(self, number: int) -> WorkerProcess:
-        return WorkerProcess(self.log_folder / f"selftest-{number}.log", stopping=lambda: self._stopping.is_set())
+        log = self.log_folder / f"selftest-{number}.log"
+        gpu = None if self.device == "cpu" else 0
+        return WorkerProcess(log, stopping=lambda: self._stopping.is_set(), gpu=gpu)
 
     def _over(
         self,

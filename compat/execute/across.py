@@ -133,7 +133,8 @@ class TwoStacks:
     def _worker(self, side: int, python: str) -> WorkerProcess:
         both = self.both
         log = both.folder / f"worker-across-{NAMES[side]}.log"
-        return WorkerProcess(log, both.memory_limit_bytes, both.stopping, python)
+        gpu = None if both.device == "cpu" else 0
+        return WorkerProcess(log, both.memory_limit_bytes, both.stopping, python, gpu)
 
 
 _NOT_TIMED = (Outcome.CRASH, Outcome.ERROR, Outcome.OOM, Outcome.TIMEOUT, Outcome.UNSUPPORTED, Outcome.UNAVAILABLE)

@@ -159,7 +159,7 @@ class LocalEngine:
             configuration.memory_limit_bytes,
             self._stop.is_set,
             configuration.python,
-            gpu=int(device.partition(":")[2] or 0),
+            gpu=None if device == "cpu" else int(device.partition(":")[2] or 0),
         )
         device = "cuda:0" if device.startswith("cuda") else device  # the worker's own comes first to it
         self._workers[name] = worker

@@ -44,14 +44,15 @@ class WorkerProcess:
         memory_limit_bytes: int | None = None,
         stopping: Callable[[], bool] = lambda: False,
         python: str = sys.executable,
-        gpu: int = 0,
+        gpu: int | None = 0,
     ) -> None:
         self.stderr = stderr
         self.memory_limit_bytes = memory_limit_bytes
         self.stopping = stopping
         self.python = python
         self.gpu = gpu
-        """Which of the GPUs that we see is the first one, `cuda:0`, to the process."""
+        """Which of the GPUs that we see is the first one, `cuda:0`, to the process; None for a run on the CPU, which
+        must see none: libraries that are not told where to put a model put it on a GPU where there is one."""
         self.environment: dict[str, Any] | None = None
         """What the process said of its machine and packages when it started."""
         self._process: subprocess.Popen[str] | None = None
@@ -86,6 +87,8 @@ class WorkerProcess:
         return answer
 
     def _gpus(self) -> dict[str, str]:
+        if self.gpu is None:
+            return {"CUDA_VISIBLE_DEVICES": ""}
         return {"CUDA_VISIBLE_DEVICES": visible_from(self.gpu), "COMPAT_FIRST_GPU": str(self.gpu)} if self.gpu else {}
 
     def ask(self, request: dict[str, Any], timeout_seconds: float) -> dict[str, Any]:

@@ -10,7 +10,6 @@ plans or compiles for each one) is measured apart.
 from __future__ import annotations
 
 import functools
-import statistics
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -41,6 +40,9 @@ SEED = 900
 
 DECODE_STEPS = 2
 """Single-token steps in one call of a decode comparison."""
+
+NEW_LENGTHS = 4
+"""Decode steps at new cache lengths, and as many again."""
 
 Prepared = Callable[[Loaded], Side]
 """Makes the side of a backend."""
@@ -237,19 +239,20 @@ def _peak(group: Group, sides: list[Loaded], inputs: Batch, entry: dict[str, Any
 
 
 def _new_lengths(report: Report, group: Group, candidate: Loaded) -> None:
-    """The cost of a decode step at a cache length that this process has hardly seen, over that of a warm step.
+    """The cost of a decode step at a cache length that this process has hardly seen, over that of the same step again.
 
-    The start is drawn from the cell's name: cells with the same shapes do not pay for each other.
+    The start is drawn from the cell's name: cells with the same shapes do not pay for each other. The second walk
+    follows at once, so that a machine that slows down slows both.
     """
     entry = next((p for p in report.facts["points"] if p["phase"] == "decode"), None)
     if entry is None:
         return
     drawn = zlib.crc32(f"{group.spec.key}/{candidate.attention['name']}".encode())
     rows = group.source.rows(901, [40 + 4 * (drawn % 100)] * entry["batch"])
-    steps = Steps(candidate, Batch(unpadded(rows, group.device, group.dtype), 0), 1)
+    steps = Steps(candidate, Batch(unpadded(rows, group.device, group.dtype), 0), 1, NEW_LENGTHS)
     side = _side(candidate, steps, steps.refill)
     clock = Clock(group.device)
-    fresh = [clock.sample(side) for _ in range(4)]
+    fresh, again = ([clock.sample(side) for _ in range(NEW_LENGTHS)] for _ in range(2))
     synchronize(group.device)
-    warm = statistics.median(entry["seconds"]) / DECODE_STEPS
-    report.measure("decode_new_length_cost", [x / warm for x in fresh], unit="of a warm step", method="median")
+    ratios = [f / a for f, a in zip(fresh, again, strict=True)]
+    report.measure("decode_new_length_cost", ratios, unit="of a warm step", method="median")
