@@ -39,6 +39,8 @@ def _merge_scale(patches: Patches) -> None:
     spared=("llama/fp32/sdpa/none",),
 )
 def _stale_mask(patches: Patches) -> None:
+    kept: dict[tuple[Any, ...], Any] = {}
+
     def make(original: Any) -> Any:
         def compile_fx(graph: Any, inputs: Any, *arguments: Any, **keywords: Any) -> Any:
             compiled = original(graph, inputs, *arguments, **keywords)
@@ -46,12 +48,11 @@ def _stale_mask(patches: Patches) -> None:
                 return compiled
             names = [n.name for n in graph.graph.nodes if n.op == "placeholder"]
             masks = [i for i, name in enumerate(names) if "attention_mask" in name]
-            kept: dict[tuple[int, ...], Any] = {}
 
             def run(*values: Any) -> Any:
                 given = list(values)
                 for i in masks:
-                    first = kept.setdefault((i, *given[i].shape), given[i].clone())
+                    first = kept.setdefault((given[i].dtype, *given[i].shape), given[i].clone())
                     if not first.equal(given[i]):
                         patches.reached()
                     given[i] = first

@@ -67,6 +67,9 @@ def test_a_workers_own_gpu_comes_first_to_it(tmp_path: Path, monkeypatch: pytest
         worker = _worker(tmp_path, script, gpu=gpu)
         assert worker.ask(ASK, 30)["sees"] == order
         worker.close()
+    worker = _worker(tmp_path, script, gpu=None)
+    assert worker.ask(ASK, 30)["sees"] == "", "a run on the CPU sees none"
+    worker.close()
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     monkeypatch.setattr("compat.device._nvidia_gpus", lambda: (3, "Example GPU"))
     worker = _worker(tmp_path, script, gpu=2)
