@@ -7,8 +7,8 @@ touches, and no outcome changes in a cell that it spares.
 
 A cell that many faults spare is asked with many of them in the stack at once, since each by itself should change
 nothing there: where nothing changes, none of them did. Where something does, they are asked in halves, and in the end
-alone. (Group testing: Dorfman, The Detection of Defective Members of Large Populations, 1943. Faults that replace the
-same thing are never in together: one could hide the other.)
+alone. So are benign changes. (Group testing: Dorfman, The Detection of Defective Members of Large Populations, 1943.
+Faults that replace the same thing are never in together: one could hide the other.)
 """
 
 from __future__ import annotations
@@ -60,21 +60,21 @@ AT_LEAST = {"quick": 80.0, "standard": 95.0, "deep": 95.0}
 TIMEOUT_SECONDS = 120.0
 """Longest wait for one check: a fault may make the stack hang, and that costs no more than this."""
 
-TOGETHER = "with several of the faults that spare a cell in at once, and alone where anything changed"
+TOGETHER = "with several that should change nothing there in at once, and alone where anything changed"
 
 RULES = {
-    "quick": "the checks named to see a fault, in cells that it touches until one does, then in cells that it spares "
-    f"({TOGETHER}); for benign changes every check",
+    "quick": "the checks named to see a fault, in cells that it touches until one does, then in cells that it spares; "
+    f"for benign changes every check (spared cells and benign changes {TOGETHER})",
     "standard": "the checks named to see a fault in every cell that it touches; every check in the cells that it "
-    f"spares ({TOGETHER}), and for benign changes",
-    "deep": f"every check in every cell that a fault names (where it is spared, {TOGETHER})",
+    f"spares, and for benign changes (both {TOGETHER})",
+    "deep": f"every check in every cell that a fault names (spared cells and benign changes {TOGETHER})",
 }
 """Which checks are asked, in words: it stands in the table."""
 
 
 @dataclass(frozen=True)
 class Company:
-    """Faults that spare one cell, and what is asked of it with them in."""
+    """Faults, or benign changes, that should change nothing in one cell, and what is asked of it with them in."""
 
     group: LoadGroup
     cell: CellSpec
@@ -104,7 +104,9 @@ class SelfTest:
     models: dict[str, Model] = field(default_factory=dict)
     baseline: dict[tuple[str, str], Check] = field(default_factory=dict)
     quiet: dict[tuple[str, str], tuple[str, ...]] = field(default_factory=dict)
-    """(fault, cell that it spares) -> checks that did not change with it and others in."""
+    """(fault, cell) -> checks that did not change with it and others in."""
+    reached: dict[str, int] = field(default_factory=dict)
+    """Fault -> how often it really changed something while others were in too."""
     trials: list[Trial] = field(default_factory=list)
     interrupted: bool = False
 
@@ -231,33 +233,39 @@ class SelfTest:
                     self.baseline[cell.id, name] = result
 
     def _companies(self, faults: Sequence[Fault]) -> list[Company]:
-        """The cells that several faults spare, those of the most faults first."""
-        found: dict[str, Company] = {}
+        """The cells that several faults spare, and apart from them those in which several benign changes are asked
+        about; those of the most faults first."""
+        found: dict[tuple[bool, str], Company] = {}
         for fault in faults:
             for group, cell, name in self._questions(fault):
-                if cell.id not in fault.spared:
+                if cell.id not in fault.spared and not fault.benign:
                     continue
-                so_far = found.get(cell.id, Company(group, cell, (), ()))
+                key = (fault.benign, cell.id)
+                so_far = found.get(key, Company(group, cell, (), ()))
                 asked = {*so_far.checks, name}
                 names = tuple(dict.fromkeys((*so_far.faults, fault.name)))
-                found[cell.id] = replace(so_far, checks=tuple(c for c in cell.checks if c in asked), faults=names)
+                found[key] = replace(so_far, checks=tuple(c for c in cell.checks if c in asked), faults=names)
         return sorted((c for c in found.values() if len(c.faults) > 1), key=lambda c: -len(c.faults))
 
     def _measure_company(self, worker: WorkerProcess, company: Company) -> None:
-        for number, name in enumerate(company.checks):
+        inside: dict[str, int] = {}
+        for name in company.checks:
             result, answer = self._ask(worker, company.group, company.cell, name, company.faults)
-            if number == 0 and result.outcome not in DIED and "injection" not in answer:
+            inside = answer.get("faults_reached", inside)
+            if "faults_reached" in answer and tuple(inside) != company.faults:  # the first answer says who is in
                 aside = tuple(answer["set_aside"])
                 if len(aside) > 1:
                     with self._lock:
                         self._waiting.append(replace(company, faults=aside))
-                company = replace(company, faults=tuple(answer["inside"]))
+                company = replace(company, faults=tuple(inside))
             if "injection" in answer or result.outcome != self.baseline[company.cell.id, name].outcome:
                 with self._lock:
                     self._waiting.extend(company.halves())
                 return
         with self._lock:
-            self.quiet |= {(fault, company.cell.id): company.checks for fault in company.faults}
+            self.quiet |= {(fault, company.cell.id): company.checks for fault in inside}
+            for fault, times in inside.items():
+                self.reached[fault] = max(times, self.reached.get(fault, 0))
 
     def _ask(
         self, worker: WorkerProcess, group: LoadGroup, cell: CellSpec, name: str, faults: tuple[str, ...] = ()
@@ -286,7 +294,7 @@ class SelfTest:
 
     def _measure_fault(self, worker: WorkerProcess, fault: Fault) -> None:
         started = time.monotonic()
-        reached, note = 0, ""
+        reached, note = self.reached.get(fault.name, 0), ""
         asked: list[tuple[str, str]] = []
         together: dict[str, None] = {}
         seen: list[Change] = []
@@ -300,7 +308,7 @@ class SelfTest:
                 together[cell.id] = None
                 continue
             result, answer = self._ask(worker, group, cell, name, (fault.name,))
-            reached = max(reached, int(answer.get("fault_reached", 0)))
+            reached = max(reached, answer.get("faults_reached", {}).get(fault.name, 0))
             if "injection" in answer:
                 note = str(answer["injection"])
                 break

@@ -73,7 +73,8 @@ class Trial(Record, frozen=True):
     asked: tuple[tuple[str, str], ...] = ()
     """(cell, check) pairs that were asked under it."""
     together: tuple[str, ...] = ()
-    """Of the spared cells, those that were asked with other faults in too, and in which nothing changed."""
+    """Of the spared cells (of a benign change: of its cells) those that were asked with others in too, and in which
+    nothing changed."""
     seen: tuple[Change, ...] = ()
     """Turned to fail or degraded where it touches."""
     disturbed: tuple[Change, ...] = ()

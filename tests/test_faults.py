@@ -227,7 +227,8 @@ def test_in_company_no_two_replace_the_same_and_all_of_it_goes(wanted: list[set[
         assert (list(company.inside), list(company.set_aside)) == (inside, aside)
         assert company.names == tuple(faults)
         assert set(mapping.values()) - {"stock"} == set(inside)
-        assert company.times_reached == len(taken)
+        assert sum(company.reached.values()) == len(taken)
+        assert tuple(company.reached) == company.inside
     company.leave()
     assert set(mapping.values()) == {"stock"}
     assert not company.names + company.inside

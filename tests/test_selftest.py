@@ -56,7 +56,8 @@ class _Worker:
         inside = [n for i, n in enumerate(able) if n[0] not in {m[0] for m in able[:i]}]
         told = next((a for n, a in answers.items() if (n in inside or not names) and a), {})
         aside = [n for n in able if n not in inside]
-        return {"outcome": "pass", "fault_reached": 1, "inside": inside, "set_aside": aside} | told
+        reached = {n: answers[n].get("reached", 1) for n in inside}
+        return {"outcome": "pass", "faults_reached": reached, "set_aside": aside} | told
 
     def close(self) -> None:
         self.ended += 1
@@ -160,7 +161,7 @@ def test_a_fault_that_was_not_reached_or_not_put_in_says_so(monkeypatch: pytest.
     def answer(fault: str, cell: str, check: str) -> dict[str, Any]:
         if fault == "absent":
             return {"outcome": "error", "injection": "AttributeError: no such place"}
-        return {"fault_reached": 0}
+        return {"reached": 0}
 
     faults = [_fault("idle"), _fault("absent"), _fault("idle-benign", ())]
     idle, absent, benign = _run(monkeypatch, answer, faults).trials

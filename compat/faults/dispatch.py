@@ -113,7 +113,7 @@ def _masked(patches: Patches) -> None:
     mechanism="attention modules outside the decoder compute eager attention",
     cells=("bart/fp32/sdpa/none", "t5/fp32/sdpa/none"),
     seen_by=("dispatch",),
-    spared=("llama/fp32/sdpa/none", "bart/fp32/eager/none"),
+    spared=("llama/fp32/sdpa/none", "t5/fp32/eager/none"),
 )
 def _encoder(patches: Patches) -> None:
     _eager_where(patches, lambda call: getattr(call.module, "is_decoder", True) is False)

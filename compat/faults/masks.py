@@ -192,7 +192,7 @@ def _ignored_4d(patches: Patches) -> None:
     mechanism="the eager mask forbids by -inf where the stock one uses the dtype's minimum",
     cells=("llama/fp16/eager/none", "mistral/bf16/eager/none"),
     seen_by=("padding",),
-    spared=("llama/fp16/sdpa/none",),
+    spared=("llama/bf16/sdpa/none",),
 )
 def _minimum_overflows(patches: Patches) -> None:
     import torch
@@ -321,7 +321,7 @@ def _packed(patches: Patches) -> None:
     mechanism="is_causal is taken to be true under SDPA for a module that says it is not",
     cells=("bert/bf16/sdpa/none", "vit/fp32/sdpa-math/none"),
     seen_by=("agreement",),
-    spared=("llama/bf16/sdpa/none", "bert/bf16/eager/none"),
+    spared=("llama/bf16/sdpa/none", "bert/fp32/eager/none"),
 )
 def _encoder_causal(patches: Patches) -> None:
     def change(call: Call) -> bool:

@@ -156,9 +156,9 @@ class Company:
         self._patches: list[Patches] = []
 
     @property
-    def times_reached(self) -> int:
-        """How often they really changed something."""
-        return sum(p.times_reached for p in self._patches)
+    def reached(self) -> dict[str, int]:
+        """How often each that is in really changed something."""
+        return {name: p.times_reached for name, p in zip(self.inside, self._patches, strict=True)}
 
     def enter(self, faults: Mapping[str, Callable[[Patches], None]]) -> None:
         """Put in `faults`, name -> how. Raises what putting in a single one raises: this stack has no such place. Of

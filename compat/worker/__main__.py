@@ -109,8 +109,7 @@ class _Session:
 
         answer = self._answered(asked, request["check"])
         if self.company is not None:
-            answer["fault_reached"] = self.company.times_reached
-            answer["inside"], answer["set_aside"] = self.company.inside, self.company.set_aside
+            answer["faults_reached"], answer["set_aside"] = self.company.reached, self.company.set_aside
         answer["seconds"] = round(time.perf_counter() - started, 6)
         answer["model_seconds"] = round(CLOCK.seconds, 6)
         return answer
