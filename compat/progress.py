@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from typing import Any, Protocol, TextIO
 
+from compat.judge import doubts
 from compat.matrix import CellSpec
 from compat.plan import Plan
 from compat.records import Check, cell_outcome
@@ -106,15 +107,17 @@ class TimedProgress:
 
 
 def timed_figures(check: Check) -> str:
-    """The speedups of each phase from smallest to largest, or its rates where nothing was compared; "" for neither."""
+    """The speedups of each phase from smallest to largest, or its rates where nothing was compared; "" for neither. A
+    phase of which something speaks against a figure has a question mark."""
     said = []
+    against = {d.phase for d in doubts(check)}
     for phase in ("prefill", "decode"):
         for name, shape in ((f"{phase}_speedup", "{:.2f}x"), (f"{phase}_rate", "{:,.0f}/s")):
             values = sorted(m.value for m in check.measured(name) if m.value is not None)
             if values:
                 ends = dict.fromkeys(shape.format(v) for v in (values[0], values[-1]))
                 points = f" at {len(values)} points" if len(values) > 1 else ""
-                said.append(f"{phase} {' to '.join(ends)}{points}")
+                said.append(f"{phase} {' to '.join(ends)}{points}" + (" ?" if phase in against else ""))
                 break
     return ", ".join(said)
 

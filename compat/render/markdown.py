@@ -231,13 +231,13 @@ def _not_asked(report: Report) -> Iterator[str]:
 
 
 def _speed(speed: Speed) -> Iterator[str]:
-    if not speed.rows and not speed.left_out:
+    if not speed.rows and not speed.without:
         return
     at = f" at {code(speed.at)}" if speed.at else ""
     over = speed.baseline if speed.baseline == "eager" else code(speed.baseline)
     yield (
         f"## Speed against {over}\n\nMedian over cells{at}, range in brackets; faster and slower: cells whose 95% "
-        f"interval lies wholly above or below 1. {plural(speed.left_out, 'cell')} left out that fail another check."
+        f"interval lies wholly above or below 1. {speed.without}".rstrip()
     )
     head = ["attention", "cells", *(f"{phase}{more}" for phase in PHASES for more in ("", " faster / slower"))]
     rows = []

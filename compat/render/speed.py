@@ -13,7 +13,9 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from compat.judge import doubts
 from compat.records import BAD, Cell, Measurement
+from compat.render.figures import plural
 from compat.render.grids import axis_value, in_order
 from compat.render.points import Point, baseline_of, grouped, has_grid, point_of
 
@@ -59,10 +61,23 @@ class Speed:
     rows: tuple[SpeedRow, ...]
     left_out: int
     """Cells with a measured speed that fail another check."""
+    doubted: int = 0
+    """Cells with a figure that something speaks against (a disturbed machine, too wide an interval); it is not here."""
     at: str = ""
     """The point that all rows have in common, or empty."""
     baseline: str = "eager"
     """What the speedups are over."""
+
+    @property
+    def without(self) -> str:
+        """What is not in the rows, in words; "" where nothing is left out."""
+        told = [f"{plural(self.left_out, 'cell')} that fail another check"] if self.left_out else []
+        told += (
+            [f"doubtful figures of {plural(self.doubted, 'cell')} (a disturbed machine, or too wide an interval)"]
+            if self.doubted
+            else []
+        )
+        return f"Left out: {', and '.join(told)}." if told else ""
 
 
 def speed(cells: Sequence[Cell]) -> Speed:
@@ -82,13 +97,22 @@ def speed(cells: Sequence[Cell]) -> Speed:
                 prefill, decode = (_speedups(measured) for measured in phases)
                 rows.append(SpeedRow(attention, prefill, decode, at))
     common = points[0].text if len(points) == 1 and points[0] is not None else ""
-    return Speed(tuple(rows), len(timed) - len(trusted), common, baseline_of(trusted))
+    once = [c for c in cells if id(c) not in gridded]
+    doubted = sum(any(_figure(c, phase) and not _measured(c, phase) for phase in PHASES) for c in once)
+    return Speed(tuple(rows), len(timed) - len(trusted), doubted, common, baseline_of(trusted))
 
 
-def _measured(cell: Cell, phase: str) -> Measurement | None:
+def _figure(cell: Cell, phase: str) -> Measurement | None:
     check = cell.check(CHECK)
     found = check.measurement(f"{phase}_speedup") if check else None
     return found if found is not None and found.value is not None and found.value > 0 else None
+
+
+def _measured(cell: Cell, phase: str) -> Measurement | None:
+    """The figure, where nothing speaks against it."""
+    check = cell.check(CHECK)
+    against = {d.phase for d in doubts(check)} if check else set()
+    return None if phase in against else _figure(cell, phase)
 
 
 def _speedups(measurements: Sequence[Measurement]) -> Speedups | None:

@@ -137,7 +137,7 @@ def _not_asked(report: Report, width: int, ascii: bool) -> Iterator[Line]:
 
 def _speed(report: Report, width: int) -> Iterator[Line]:
     speed = report.speed
-    if not speed.rows and not speed.left_out:
+    if not speed.rows and not speed.without:
         return
     at = f" at {speed.at}" if speed.at else ""
     yield from wrap(
@@ -165,8 +165,8 @@ def _speed(report: Report, width: int) -> Iterator[Line]:
         rows.append(texts)
     if rows:
         yield from table(head, rows, width)
-    if speed.left_out:
-        yield from wrap(f"Left out: {plural(speed.left_out, 'cell')} that fail another check.", width, style="dim")
+    if speed.without:
+        yield from wrap(speed.without, width, style="dim")
 
 
 def _checks(report: Report, width: int, ascii: bool) -> Iterator[Line]:

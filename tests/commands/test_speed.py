@@ -164,6 +164,7 @@ def test_the_command_that_continues_an_interrupted_run_asks_for_the_same(matrix:
         ([("prefill_speedup", 1.25), ("decode_speedup", 0.9)], "prefill 1.25x, decode 0.90x"),
         ([("prefill_speedup", 2.5), ("prefill_speedup", 1.0)], "prefill 1.00x to 2.50x at 2 points"),
         ([("prefill_rate", 12345.0), ("decode_speedup", None)], "prefill 12,345/s"),
+        ([("prefill_rate", 9.0), ("decode_rate", 8.0), ("decode_contention", 0.5)], "prefill 9/s, decode 8/s ?"),
         ([], ""),
     ],
 )

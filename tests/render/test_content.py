@@ -12,7 +12,7 @@ import msgspec
 import pytest
 from rich.cells import cell_len
 
-from compat.records import BAD, Cell, Evidence, Outcome, Run
+from compat.records import BAD, Cell, Evidence, Measurement, Outcome, Run
 from compat.render import render
 from compat.render.evidence import sharper, sharper_counts, smallest
 from compat.render.grids import panels
@@ -178,6 +178,22 @@ def test_speed_leaves_wrong_cells_out() -> None:
     table = speed([good, wrong])
     assert table.left_out == 1
     assert [(r.attention, r.prefill.cells if r.prefill else 0) for r in table.rows] == [("sdpa", 1)]
+
+
+def test_speed_leaves_figures_of_a_disturbed_machine_out() -> None:
+    calm, shared = passing("a/bf16/sdpa/none"), passing("b/bf16/sdpa/none")
+    sign = Measurement(name="decode_contention", unit="of the time", value=0.5)
+    checks = tuple(
+        msgspec.structs.replace(c, measurements=(*c.measurements, sign)) if c.name == "speed" else c
+        for c in shared.checks
+    )
+    table = speed([calm, msgspec.structs.replace(shared, checks=checks)])
+    ((prefill, decode),) = [(r.prefill, r.decode) for r in table.rows]
+    assert prefill is not None
+    assert decode is not None
+    assert (prefill.cells, decode.cells) == (2, 1), "only the phase that was disturbed"
+    assert table.without.startswith("Left out: doubtful figures of 1 cell (")
+    assert not speed([calm]).without
 
 
 def test_embedded_tables_select_and_never_vanish() -> None:
