@@ -195,7 +195,7 @@ class _Session:
     def _inject(self, faults: tuple[str, ...]) -> None:
         """Put the named faults of the self-test into the stack, after taking back the last ones. Loaded models go:
         a fault may change what loading does."""
-        if faults == (self.company.names if self.company is not None else ()):
+        if faults in ((self.company.names, self.company.inside) if self.company is not None else ((),)):
             return
         from compat.worker.group import Masters
 
