@@ -219,7 +219,8 @@ def test_in_company_no_two_replace_the_same_and_all_of_it_goes(wanted: list[set[
     else:
         company.enter(faults)
         taken: set[str] = set()
-        inside, aside = [], []
+        inside: list[str] = []
+        aside: list[str] = []
         for name, keys in zip(faults, wanted, strict=True):
             if "x" not in keys:
                 (aside if keys & taken else inside).append(name)

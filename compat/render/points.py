@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -134,7 +134,7 @@ def point_of(measurement: Measurement) -> Point | None:
     return point_from(measurement.at)
 
 
-def point_from(at: dict[str, Any]) -> Point | None:
+def point_from(at: Mapping[str, Any]) -> Point | None:
     """The point that a mapping with `length`, `batch` and `padding` names; None where it names none."""
     length, batch, padding = (_number(at.get(k, d)) for k, d in (("length", None), ("batch", 1), ("padding", 0.0)))
     if length is None or batch is None or padding is None:
