@@ -110,13 +110,14 @@ def broken(check: Check, context: Context) -> dict[str, float]:
 
 def doubts(check: Check) -> tuple[Doubt, ...]:
     """What speaks against the figures of a judged timing: one for each sign of a disturbed machine and each interval
-    that is too wide. The check may pass all the same, since its outcome hangs on less than a figure does."""
+    that is too wide; also for those that are not finite. The check may pass all the same, since its outcome hangs on
+    less than a figure does."""
     return tuple(
         Doubt(rule.measurement.partition("_")[0], measured.at, _explained(rule, measured, Outcome.INCONCLUSIVE, 1.0))
         for rule in criteria().rules
         if rule.check == check.name and rule.doubt
         for measured in check.measured(rule.measurement)
-        if measured.value is not None and rule.outcome(measured.value, measured.better) is Outcome.INCONCLUSIVE
+        if measured.value is None or rule.outcome(measured.value, measured.better) is Outcome.INCONCLUSIVE
     )
 
 

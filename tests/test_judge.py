@@ -224,7 +224,7 @@ def test_a_missing_required_measurement_is_inconclusive(check: str, name: str) -
     assert name in judged.reason
 
 
-JUDGED = sorted({(r.check, r.measurement) for r in RULES if r.holds(context())})
+JUDGED = sorted({(r.check, r.measurement) for r in RULES if r.holds(context()) and not r.doubt})
 
 
 @pytest.mark.parametrize(("check", "name"), JUDGED)
@@ -233,6 +233,16 @@ def test_a_figure_that_was_not_finite_never_passes(check: str, name: str) -> Non
     judged = _judged(check, _clean(check) | {name: None})
     assert judged.outcome == Outcome.INCONCLUSIVE
     assert name in judged.reason
+
+
+@pytest.mark.parametrize(("check", "name"), [(r.check, r.measurement) for r in RULES if r.doubt])
+def test_a_sign_that_was_not_finite_is_a_doubt(check: str, name: str) -> None:
+    assert not doubts(_judged(check, _clean(check)))
+    judged = _judged(check, _clean(check) | {name: None})
+    assert judged.outcome == Outcome.PASS
+    (doubt,) = doubts(judged)
+    assert doubt.reason.startswith(f"{name} nan")
+    assert doubt.phase == name.partition("_")[0]
 
 
 def test_nonfinite_elements_fail_although_no_ratio_was_derived() -> None:
