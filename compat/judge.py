@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,10 @@ class Doubt:
     """`prefill` or `decode`."""
     at: Mapping[str, float]
     reason: str
+
+    def against(self, figure: Measurement) -> bool:
+        """Whether `figure` is of that phase and point."""
+        return (figure.name.partition("_")[0], figure.at) == (self.phase, self.at)
 
 
 @dataclass(frozen=True)
@@ -114,11 +119,16 @@ def doubts(check: Check) -> tuple[Doubt, ...]:
     less than a figure does."""
     return tuple(
         Doubt(rule.measurement.partition("_")[0], measured.at, _explained(rule, measured, Outcome.INCONCLUSIVE, 1.0))
-        for rule in criteria().rules
-        if rule.check == check.name and rule.doubt
+        for rule in _casting_doubt()
+        if rule.check == check.name
         for measured in check.measured(rule.measurement)
         if measured.value is None or rule.outcome(measured.value, measured.better) is Outcome.INCONCLUSIVE
     )
+
+
+@cache
+def _casting_doubt() -> tuple[Rule, ...]:
+    return tuple(rule for rule in criteria().rules if rule.doubt)
 
 
 def not_run(check: str, reason: str) -> Check:

@@ -121,7 +121,7 @@ def _why_not(cell: Cell, check: Check, figure: Measurement) -> str:
         return "the cell fails: the speed of a wrong answer is no speed"
     if check.outcome not in (Outcome.PASS, Outcome.DEGRADED):
         return f"the speed check is {check.outcome.value}"
-    if any(d.at == figure.at and d.phase == figure.name.partition("_")[0] for d in doubts(check)):
+    if any(doubt.against(figure) for doubt in doubts(check)):
         return "the machine was disturbed while it was timed, or the interval is too wide"
     if figure.value is None or figure.ci95 is None:
         return "no interval was stored"

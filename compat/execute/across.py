@@ -142,12 +142,12 @@ _NOT_TIMED = (Outcome.CRASH, Outcome.ERROR, Outcome.OOM, Outcome.TIMEOUT, Outcom
 
 def _speedups(check: Check) -> tuple[Measurement, ...]:
     """Those that have an interval, and nothing that speaks against them."""
-    against = [(d.phase, d.at) for d in doubts(check)]
+    found = doubts(check)
     return tuple(
         m
         for phase in PHASES
         for m in check.measured(f"{phase}_speedup")
-        if m.ci95 is not None and (phase, m.at) not in against
+        if m.ci95 is not None and not any(doubt.against(m) for doubt in found)
     )
 
 
