@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TextIO
@@ -63,8 +63,9 @@ TIMEOUT_SECONDS = 120.0
 TOGETHER = "with several that should change nothing there in at once, and alone where anything changed"
 
 RULES = {
-    "quick": "the checks named to see a fault, in cells that it touches until one does, then in cells that it spares; "
-    f"for benign changes every check (spared cells and benign changes {TOGETHER})",
+    "quick": "the checks named to see a fault, in cells that it touches until one does, then in cells that it spares "
+    "(compiled cells left out); "
+    f"for benign changes every check in one cell (spared cells and benign changes {TOGETHER})",
     "standard": "the checks named to see a fault in every cell that it touches; every check in the cells that it "
     f"spares, and for benign changes (both {TOGETHER})",
     "deep": f"every check in every cell that a fault names (spared cells and benign changes {TOGETHER})",
@@ -78,14 +79,40 @@ class Company:
 
     group: LoadGroup
     cell: CellSpec
-    checks: tuple[str, ...]
-    faults: tuple[str, ...]
+    asked: Mapping[str, frozenset[str]]
+    """Fault -> the checks that are asked of the cell under it."""
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """Their names."""
+        return tuple(self.asked)
+
+    @property
+    def checks(self) -> tuple[str, ...]:
+        """What is asked under any of them."""
+        named = frozenset().union(*self.asked.values())
+        return tuple(c for c in self.cell.checks if c in named)
+
+    def of(self, faults: Sequence[str]) -> Company:
+        """Only `faults` of them."""
+        return replace(self, asked={name: self.asked[name] for name in faults})
 
     def halves(self) -> tuple[Company, ...]:
         """Two of half the faults each; none for a single fault, which is asked alone."""
-        middle = len(self.faults) // 2
+        middle = len(self.asked) // 2
         parts = (self.faults[:middle], self.faults[middle:])
-        return tuple(replace(self, faults=part) for part in parts if len(part) > 1)
+        return tuple(self.of(part) for part in parts if len(part) > 1)
+
+
+@dataclass
+class Phase:
+    """Items, and what a worker does with each of them; it may append more."""
+
+    waiting: deque[Any]
+    work: Callable[[WorkerProcess, Any], None]
+    on_done: Callable[[int, int], None] = lambda done, of: None
+    running: int = 0
+    done: int = 0
 
 
 @dataclass
@@ -116,22 +143,30 @@ class SelfTest:
         started, clock, sources = now(), time.monotonic(), sources_hash()
         self._stopping = threading.Event()
         self._planned = len(faults)
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()
         self._environment: dict[str, Any] = {}
         self.models = read_matrix(matrix_path("default"), self.device).models
         asked: dict[str, set[str]] = {}
         for fault in faults:
-            for _, cell, name in self._questions(fault):
+            for _, cell, name in self._at_once(fault):
                 asked.setdefault(cell.id, set()).add(name)
         named = tuple(
             replace(cell, checks=tuple(c for c in cell.checks if c in asked[cell.id]))
             for cell in map(self._cell, asked)
         )
+        companies = deque(self._companies(faults))
         workers = [self._worker(n) for n in range(self.lanes)]
         try:
-            self._over(workers, make_plan(named).groups, self._measure_baseline, self.on_baseline)
-            self._over(workers, self._companies(faults), self._measure_company, self.on_company)
-            self._over(workers, _ordered(faults), self._measure_fault, lambda done, of: None)
+            self._work_off(
+                workers,
+                Phase(deque(make_plan(named).groups), self._measure_baseline, self.on_baseline),
+                Phase(
+                    companies,
+                    lambda worker, company: self._measure_company(worker, company, companies),
+                    self.on_company,
+                ),
+                Phase(deque(_ordered(faults)), self._measure_fault),
+            )
         except KeyboardInterrupt:
             self.interrupted = True
         finally:
@@ -177,36 +212,27 @@ class SelfTest:
         gpu = None if self.device == "cpu" else 0
         return WorkerProcess(log, stopping=lambda: self._stopping.is_set(), gpu=gpu)
 
-    def _over(
-        self,
-        workers: Sequence[WorkerProcess],
-        items: Sequence[Any],
-        work: Callable[[WorkerProcess, Any], None],
-        on_done: Callable[[int, int], None],
-    ) -> None:
-        """`work` on every item, and on what it appends to `self._waiting`, by all workers side by side. Raises what one
-        of them raised."""
-        waiting = self._waiting = deque(items)
+    def _work_off(self, workers: Sequence[WorkerProcess], *phases: Phase) -> None:
+        """One phase after the other, each by all workers side by side. Raises what one of them raised.
+
+        A worker keeps its thread through all phases: it dies with the thread that started it.
+        """
         failures: list[BaseException] = []
-        done, running = 0, 0
+        together = threading.Barrier(len(workers))
 
         def lane(worker: WorkerProcess, ended: threading.Event) -> None:
-            nonlocal done, running
             try:
-                while not failures and not self._stopping.is_set():
-                    with self._lock:
-                        if not waiting:
-                            return
-                        item = waiting.popleft()
-                        running += 1
-                    work(worker, item)
-                    with self._lock:
-                        done, running = done + 1, running - 1
-                        on_done(done, done + running + len(waiting))
-            except Stopped:
-                pass
+                for phase in phases:
+                    while (item := self._next(phase)) is not None:
+                        phase.work(worker, item)
+                        self._done(phase)
+                    together.wait()
+            except (Stopped, threading.BrokenBarrierError):
+                together.abort()  # nobody is to wait for a lane that is gone
             except BaseException as error:  # raised below, in the caller's thread
                 failures.append(error)
+                self._stopping.set()
+                together.abort()
             finally:
                 ended.set()
 
@@ -219,18 +245,42 @@ class SelfTest:
                     pass
         except KeyboardInterrupt:
             self._stopping.set()
+            together.abort()
             for ended in events:
                 ended.wait(10.0)
             raise
         if failures:
             raise failures[0]
 
+    def _next(self, phase: Phase) -> Any:
+        """An item to work on; None where none is left and nobody can add one. Raises Stopped."""
+        with self._lock:
+            while not phase.waiting and phase.running:
+                self._lock.wait(0.1)
+                if self._stopping.is_set():
+                    break
+            if self._stopping.is_set():
+                raise Stopped
+            if not phase.waiting:
+                return None
+            phase.running += 1
+            return phase.waiting.popleft()
+
+    def _done(self, phase: Phase) -> None:
+        with self._lock:
+            phase.done, phase.running = phase.done + 1, phase.running - 1
+            phase.on_done(phase.done, phase.done + phase.running + len(phase.waiting))
+            self._lock.notify_all()
+
     def _measure_baseline(self, worker: WorkerProcess, group: LoadGroup) -> None:
         for cell in group.cells:
-            for name in cell.checks:
-                result, _ = self._ask(worker, group, cell, name)
-                with self._lock:
-                    self.baseline[cell.id, name] = result
+            self._ask_baseline(worker, group, cell, cell.checks)
+
+    def _ask_baseline(self, worker: WorkerProcess, group: LoadGroup, cell: CellSpec, checks: Sequence[str]) -> None:
+        for name in checks:
+            result, _ = self._ask(worker, group, cell, name)
+            with self._lock:
+                self.baseline[cell.id, name] = result
 
     def _companies(self, faults: Sequence[Fault]) -> list[Company]:
         """The cells that several faults spare, and apart from them those in which several benign changes are asked
@@ -241,26 +291,28 @@ class SelfTest:
                 if cell.id not in fault.spared and not fault.benign:
                     continue
                 key = (fault.benign, cell.id)
-                so_far = found.get(key, Company(group, cell, (), ()))
-                asked = {*so_far.checks, name}
-                names = tuple(dict.fromkeys((*so_far.faults, fault.name)))
-                found[key] = replace(so_far, checks=tuple(c for c in cell.checks if c in asked), faults=names)
-        return sorted((c for c in found.values() if len(c.faults) > 1), key=lambda c: -len(c.faults))
+                so_far = found.get(key, Company(group, cell, {}))
+                checks = so_far.asked.get(fault.name, frozenset()) | {name}
+                found[key] = replace(so_far, asked={**so_far.asked, fault.name: checks})
+        return sorted((c for c in found.values() if len(c.asked) > 1), key=lambda c: -len(c.asked))
 
-    def _measure_company(self, worker: WorkerProcess, company: Company) -> None:
+    def _measure_company(self, worker: WorkerProcess, company: Company, waiting: deque[Company]) -> None:
+        """Those of it that have to be asked again apart are appended to `waiting`."""
         inside: dict[str, int] = {}
         for name in company.checks:
+            if name not in company.checks:  # only those asked for it who are not in
+                continue
             result, answer = self._ask(worker, company.group, company.cell, name, company.faults)
             inside = answer.get("faults_reached", inside)
             if "faults_reached" in answer and tuple(inside) != company.faults:  # the first answer says who is in
                 aside = tuple(answer["set_aside"])
                 if len(aside) > 1:
                     with self._lock:
-                        self._waiting.append(replace(company, faults=aside))
-                company = replace(company, faults=tuple(inside))
+                        waiting.append(company.of(aside))
+                company = company.of(tuple(inside))
             if "injection" in answer or result.outcome != self.baseline[company.cell.id, name].outcome:
                 with self._lock:
-                    self._waiting.extend(company.halves())
+                    waiting.extend(company.halves())
                 return
         with self._lock:
             self.quiet |= {(fault, company.cell.id): company.checks for fault in inside}
@@ -300,9 +352,13 @@ class SelfTest:
         seen: list[Change] = []
         disturbed: list[Change] = []
         other: list[Change] = []
-        for group, cell, name in self._questions(fault):
-            if self.depth == "quick" and seen and cell.id not in fault.spared and not fault.benign:
+        questions = self._questions(fault)
+        for group, cell, name in questions:
+            if seen and self._one_will_do(fault, cell):
                 continue
+            if (cell.id, name) not in self.baseline:
+                others = [c for _, where, c in questions if where.id == cell.id and (cell.id, c) not in self.baseline]
+                self._ask_baseline(worker, group, cell, others)
             asked.append((cell.id, name))
             if name in self.quiet.get((fault.name, cell.id), ()):
                 together[cell.id] = None
@@ -346,10 +402,23 @@ class SelfTest:
             self.trials.append(trial)
             self.on_trial(trial, len(self.trials), self._planned)
 
+    def _one_will_do(self, fault: Fault, cell: CellSpec) -> bool:
+        """Whether the fault touches the cell, and need not be seen there if it is seen elsewhere."""
+        return self.depth == "quick" and not fault.benign and cell.id not in fault.spared
+
+    def _at_once(self, fault: Fault) -> list[tuple[LoadGroup, CellSpec, str]]:
+        """Those of its questions that are asked whatever the answers to the others are."""
+        questions = self._questions(fault)
+        touched = [cell.id for _, cell, _ in questions if self._one_will_do(fault, cell)]
+        return [q for q in questions if not self._one_will_do(fault, q[1]) or q[1].id == touched[0]]
+
     def _questions(self, fault: Fault) -> list[tuple[LoadGroup, CellSpec, str]]:
         """What is asked under a fault (RULES), group by group."""
         asked = []
-        for group in make_plan(self._cell(c) for c in (*fault.cells, *fault.spared)).groups:
+        named = (*fault.cells, *fault.spared)
+        if self.depth == "quick":
+            named = fault.cells[:1] if fault.benign else tuple(c for c in named if not _compiled(c))
+        for group in make_plan(map(self._cell, named)).groups:
             for cell in group.cells:
                 narrow = ("quick",) if cell.id in fault.spared else ("quick", "standard")
                 all_of_them = fault.benign or self.depth not in narrow
@@ -382,8 +451,12 @@ def _status(
 
 
 def _ordered(faults: Sequence[Fault]) -> list[Fault]:
-    """Those with the most cells first, so that the workers end together."""
-    return sorted(faults, key=lambda f: -len(f.cells) - len(f.spared))
+    """Those that take longest first, so that the workers end together: of compiled cells, then of the most cells."""
+    return sorted(faults, key=lambda f: (not any(_compiled(c) for c in f.cells), -len(f.cells) - len(f.spared)))
+
+
+def _compiled(cell: str) -> bool:
+    return axes_of(cell).get("mode") == "compile"
 
 
 def fitting(patterns: Sequence[str] = ()) -> list[Fault]:

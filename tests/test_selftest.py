@@ -512,7 +512,7 @@ def test_ctrl_c_ends_with_what_there_is(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(selftest, "WorkerProcess", lambda *_, **__: _Worker(lambda *_: {}))
-    monkeypatch.setattr(SelfTest, "_over", interrupted)
+    monkeypatch.setattr(SelfTest, "_work_off", interrupted)
     command = ["selftest", "--device", "cpu", "--cache", str(tmp_path), "--out", str(tmp_path / "out"), "-q"]
     assert main(command) == INTERRUPTED
     assert "PARTIAL: 0 of" in capsys.readouterr().out

@@ -6,6 +6,7 @@ reach every one of these places, and so must its undoing.
 
 from __future__ import annotations
 
+import builtins
 import functools
 import importlib
 import sys
@@ -15,6 +16,9 @@ from typing import Any
 
 LIBRARIES = ("torch", "transformers", "bitsandbytes", "accelerate", "peft", "flash_attn")
 """Packages in whose modules names are replaced."""
+
+REGISTRIES = (dict, OrderedDict)
+"""Types of registries in modules. A subclass may be lazy, and load every model when looked through."""
 
 Place = tuple[int, Any]
 """Where something was replaced: the id of the module, class, object or mapping that holds it, and its name or key."""
@@ -114,33 +118,43 @@ def _named(new: Any, own: Any) -> Any:
 
 
 def _modules(packages: tuple[str, ...]) -> Iterator[Any]:
+    inside = tuple(f"{package}." for package in packages)
     for name, module in list(sys.modules.items()):
-        if module is not None and any(name == p or name.startswith(f"{p}.") for p in packages):
+        if module is not None and (name in packages or name.startswith(inside)):
             yield module
 
 
 def _replace_everywhere(own: Any, new: Any) -> set[Place]:
-    """Where `own` stood, in every loaded module of LIBRARIES and every registry there; `new` stands there now."""
+    """Where `own` stood, in every loaded module of LIBRARIES and every registry there; `new` stands there now.
+
+    All of it is looked through each time, some 2,000 modules and 100,000 values: a name can be bound at any time.
+    """
     found: set[Place] = set()
+    registries: dict[int, dict[Any, Any]] = {}
+    kinds: set[type] = set()
     for module in _modules(LIBRARIES):
         space = getattr(module, "__dict__", None)
         if not isinstance(space, dict):
             continue
-        for name, value in list(space.items()):
-            if value is own:
-                setattr(module, name, new)
-                found.add((id(module), name))
-            elif type(value) in (dict, OrderedDict):  # a subclass may be lazy, and load every model when looked through
-                found |= _replace_values(value, own, new)
-            elif isinstance(getattr(type(value), "_global_mapping", None), dict):
-                found |= _replace_values(type(value)._global_mapping, own, new)
+        names = _keys_of(space, own)
+        for name in names:
+            setattr(module, name, new)
+        found |= {(id(module), name) for name in names}
+        registries |= {id(value): value for value in space.values() if type(value) in REGISTRIES}
+        kinds.update(map(type, space.values()))
+    registries.pop(id(vars(builtins)), None)  # which every module holds
+    behind = (getattr(kind, "_global_mapping", None) for kind in kinds)  # of an `AttentionInterface`
+    for mapping in (*registries.values(), *(m for m in behind if isinstance(m, dict))):
+        keys = _keys_of(mapping, own)
+        mapping.update(dict.fromkeys(keys, new))
+        found |= {(id(mapping), key) for key in keys}
     return found
 
 
-def _replace_values(mapping: dict[Any, Any], own: Any, new: Any) -> set[Place]:
-    keys = [key for key, value in mapping.items() if value is own]
-    mapping.update(dict.fromkeys(keys, new))
-    return {(id(mapping), key) for key in keys}
+def _keys_of(mapping: dict[Any, Any], own: Any) -> list[Any]:
+    if id(own) not in map(id, mapping.values()):  # nearly always; without a loop in Python
+        return []
+    return [key for key, value in mapping.items() if value is own]
 
 
 class Company:
