@@ -63,8 +63,8 @@ TIMEOUT_SECONDS = 120.0
 TOGETHER = "with several that should change nothing there in at once, and alone where anything changed"
 
 RULES = {
-    "quick": "the checks named to see a fault, in cells that it touches until one does, then in cells that it spares "
-    "(compiled cells left out); "
+    "quick": "the checks named to see a fault, in cells that it touches until one does (none that is compiled), then "
+    "in cells that it spares; "
     f"for benign changes every check in one cell (spared cells and benign changes {TOGETHER})",
     "standard": "the checks named to see a fault in every cell that it touches; every check in the cells that it "
     f"spares, and for benign changes (both {TOGETHER})",
@@ -415,10 +415,10 @@ class SelfTest:
     def _questions(self, fault: Fault) -> list[tuple[LoadGroup, CellSpec, str]]:
         """What is asked under a fault (RULES), group by group."""
         asked = []
-        named = (*fault.cells, *fault.spared)
+        touched = fault.cells
         if self.depth == "quick":
-            named = fault.cells[:1] if fault.benign else tuple(c for c in named if not _compiled(c))
-        for group in make_plan(map(self._cell, named)).groups:
+            touched = touched[:1] if fault.benign else tuple(c for c in touched if not _compiled(c))
+        for group in make_plan(map(self._cell, (*touched, *fault.spared))).groups if touched else ():
             for cell in group.cells:
                 narrow = ("quick",) if cell.id in fault.spared else ("quick", "standard")
                 all_of_them = fault.benign or self.depth not in narrow

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import types
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from typing import Any
 
@@ -18,7 +18,8 @@ from compat.axes import axes_of
 from compat.builtin import matrix_path
 from compat.checks import CHECKS
 from compat.faults import CLASSES, Fault, catalogue, fault
-from compat.faults.patches import Company, Patches
+from compat.faults import patches as module
+from compat.faults.patches import Company, Patches, Place
 from compat.matrix import Model, read_matrix
 
 NAMES = tuple(catalogue())
@@ -253,6 +254,43 @@ def test_two_functions_under_one_name_are_one_place(library: types.SimpleNamespa
     company.leave()
     assert library.user.renamed is _stock
     assert _Registry._global_mapping["sdpa"] is _stock
+
+
+def _times(factor: int, name: str = "stock") -> Callable[[Patches], None]:
+    def multiplied(own: Callable[[int], int]) -> Callable[[int], int]:
+        return lambda x: own(x) * factor
+
+    return lambda patches: patches.function(f"peft.compat_home:{name}", multiplied)
+
+
+def test_what_was_replaced_twice_goes_back_to_the_first(library: types.SimpleNamespace) -> None:
+    patches = Patches()
+    for factor in (10, 7):
+        _times(factor)(patches)
+    assert library.user.renamed(1) == 140
+    patches.undo()
+    assert library.user.renamed is library.home.stock is _stock
+
+
+def test_a_company_looks_once_for_all_that_goes_back(
+    library: types.SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library.home.other = other = _times  # any function
+    company = Company()
+    company.enter({name: _times(10, name) for name in ("stock", "other")})
+    assert company.inside == ("stock", "other")
+    looks: list[int] = []
+    look = module._replace_everywhere
+
+    def counted(new: Mapping[int, Any]) -> set[Place]:
+        looks.append(len(new))
+        return look(new)
+
+    monkeypatch.setattr(module, "_replace_everywhere", counted)
+    company.leave()
+    assert looks == [2]
+    assert library.home.other is other
+    assert library.user.renamed is library.home.stock is _stock
 
 
 def test_reached_counts() -> None:

@@ -44,6 +44,8 @@ class _Worker:
         self.answer = answer
         self.ended = 0
         self.requests: list[tuple[str, ...]] = []
+        self.questions: list[tuple[tuple[str, ...], str, str]] = []
+        self.threads: set[int] = set()
         self.environment: dict[str, Any] | None = {"packages": {"torch": "2.13.0"}, "gpus": []}
 
     def ask(self, request: dict[str, Any], timeout_seconds: float) -> dict[str, Any]:
@@ -51,6 +53,8 @@ class _Worker:
         cell = f"{group['row']['type']}/{group['dtype']}/{request['attention']['name']}/{group['quantization']['name']}"
         names = tuple(request["faults"])
         self.requests.append(names)
+        self.questions.append((names, cell, request["check"]))
+        self.threads.add(threading.get_ident())
         answers = {name: self.answer(name, cell, request["check"]) for name in names or ("",)}
         able = [name for name in names if len(names) == 1 or "injection" not in answers[name]]
         inside = [n for i, n in enumerate(able) if n[0] not in {m[0] for m in able[:i]}]
@@ -255,6 +259,60 @@ def test_company_saves_what_would_be_asked_again_and_again(monkeypatch: pytest.M
     assert {r for r in worker.requests if len(r) == 1} == {(f.name,) for f in faults}
     alone = [r for r in worker.requests if len(r) == 1]
     assert len(alone) == len(faults), "alone only where each touches: one check of one cell"
+
+
+def test_quick_asks_a_company_only_what_one_of_those_inside_is_seen_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = _Worker(lambda fault, cell, check: {})
+    monkeypatch.setattr(selftest, "WorkerProcess", lambda *_, **__: worker)
+    monkeypatch.setattr(selftest, "judge", _judge)
+    faults = [_fault("a1"), _fault("b1"), _fault("a2", ("padding",)), _fault("c1"), _fault("a3", ("padding",))]
+    SelfTest("cpu", "quick", Path("nowhere"), Path("nowhere")).run(faults)
+    together = [(names, check) for names, _, check in worker.questions if len(names) > 1]
+    assert together == [(("a1", "b1", "a2", "c1", "a3"), "agreement"), (("a2", "a3"), "padding")]
+
+
+def test_quick_asks_the_next_cell_only_of_what_the_first_did_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    second = "qwen2/fp32/sdpa/none"
+    for shown in (TOUCHED, second):
+        worker = _Worker(_turn("agreement", shown, "fail"))
+        monkeypatch.setattr(selftest, "WorkerProcess", lambda *_, worker=worker, **__: worker)
+        monkeypatch.setattr(selftest, "judge", _judge)
+        fault = _fault("two", ("agreement", "padding"), cells=(TOUCHED, second))
+        (trial,) = SelfTest("cpu", "quick", Path("nowhere"), Path("nowhere")).run([fault]).trials
+        assert trial.status is Status.KILLED
+        assert ((), second, "agreement") not in worker.questions or shown == second, "nor is it asked without the fault"
+        assert len(worker.questions) == len(set(worker.questions)), "nothing is asked twice"
+        assert {(c, k) for names, c, k in worker.questions if names} == set(trial.asked)
+
+
+def test_quick_leaves_compiled_cells_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    fault = _fault("graph", cells=(f"{TOUCHED}/compile",))
+    for depth, status in (("quick", Status.NOT_REACHED), ("standard", Status.KILLED)):
+        answer: Answer = lambda fault, cell, check: {"outcome": "fail"} if fault and cell == TOUCHED else {}  # noqa: E731
+        (trial,) = _run(monkeypatch, answer, [fault], depth).trials
+        assert trial.status is status
+
+
+def test_a_worker_is_asked_by_one_thread_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It dies with the thread that started it, and starting it again costs more than most trials."""
+    workers: list[_Worker] = []
+
+    def another(*_: Any, **__: Any) -> _Worker:
+        def answer(fault: str, cell: str, check: str) -> dict[str, Any]:
+            time.sleep(0.002)  # so that the other one gets something to do
+            return {}
+
+        workers.append(_Worker(answer))
+        return workers[-1]
+
+    monkeypatch.setattr(selftest, "WorkerProcess", another)
+    monkeypatch.setattr(selftest, "judge", _judge)
+    faults = [_fault(f"{letter}{n}") for letter in "abcdef" for n in range(4)]
+    result = SelfTest("cpu", "standard", Path("nowhere"), Path("nowhere"), lanes=2).run(faults)
+    assert result.complete
+    assert [len(w.threads) for w in workers] == [1, 1]
+    sizes = [{min(len(names), 2) for names in w.requests} for w in workers]
+    assert sizes[0] | sizes[1] == {0, 1, 2}, "as it is, in company, alone"
 
 
 def test_a_clock_takes_no_part(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import functools
 import importlib
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 LIBRARIES = ("torch", "transformers", "bitsandbytes", "accelerate", "peft", "flash_attn")
@@ -32,6 +32,8 @@ class Patches:
 
     def __init__(self) -> None:
         self._undo: list[Callable[[], None]] = []
+        self._functions: list[tuple[Any, Any]] = []
+        """(replacement, original) of functions that were replaced everywhere."""
         self.places: set[Place] = set()
         """All that was replaced."""
         self.times_reached = 0
@@ -84,12 +86,8 @@ class Patches:
         module_name, _, name = path.partition(":")
         own = getattr(importlib.import_module(module_name), name)
         new = _named(make(own), own)
-        self.places |= _replace_everywhere(own, new)
-
-        def restore() -> None:  # modules loaded meanwhile have imported the replacement: look everywhere again
-            _replace_everywhere(new, own)
-
-        self._undo.append(restore)
+        self.places |= _replace_everywhere({id(own): new})
+        self._functions.append((new, own))
 
     def classes(self, suffix: str, name: str, make: Callable[[type, Any], Any]) -> None:
         """Replace the method `name` of every loaded class of transformers' models whose own name ends in `suffix`.
@@ -105,8 +103,22 @@ class Patches:
 
     def undo(self) -> None:
         """Put back everything, last first."""
-        while self._undo:
-            self._undo.pop()()
+        _undo_all((self,))
+
+
+def _undo_all(patches: Sequence[Patches]) -> None:
+    """Put back what each has replaced, and look once for the functions of all."""
+    back: dict[int, Any] = {}
+    for one in reversed(patches):
+        while one._undo:
+            one._undo.pop()()
+    for one in patches:
+        for new, own in one._functions:
+            back[id(new)] = back.get(id(own), own)  # what was replaced twice was a replacement itself
+    if back:  # modules loaded meanwhile have imported replacements: look everywhere again
+        _replace_everywhere(back)
+    for one in patches:
+        one._functions.clear()
 
 
 def _named(new: Any, own: Any) -> Any:
@@ -124,8 +136,9 @@ def _modules(packages: tuple[str, ...]) -> Iterator[Any]:
             yield module
 
 
-def _replace_everywhere(own: Any, new: Any) -> set[Place]:
-    """Where `own` stood, in every loaded module of LIBRARIES and every registry there; `new` stands there now.
+def _replace_everywhere(new: Mapping[int, Any]) -> set[Place]:
+    """Put `new`, id of an object -> what takes its place, wherever such an object stands in a loaded module of
+    LIBRARIES or a registry there; says where that was.
 
     All of it is looked through each time, some 2,000 modules and 100,000 values: a name can be bound at any time.
     """
@@ -136,25 +149,25 @@ def _replace_everywhere(own: Any, new: Any) -> set[Place]:
         space = getattr(module, "__dict__", None)
         if not isinstance(space, dict):
             continue
-        names = _keys_of(space, own)
-        for name in names:
-            setattr(module, name, new)
-        found |= {(id(module), name) for name in names}
+        for name, value in _replaced(space, new).items():
+            setattr(module, name, value)
+            found.add((id(module), name))
         registries |= {id(value): value for value in space.values() if type(value) in REGISTRIES}
         kinds.update(map(type, space.values()))
     registries.pop(id(vars(builtins)), None)  # which every module holds
     behind = (getattr(kind, "_global_mapping", None) for kind in kinds)  # of an `AttentionInterface`
     for mapping in (*registries.values(), *(m for m in behind if isinstance(m, dict))):
-        keys = _keys_of(mapping, own)
-        mapping.update(dict.fromkeys(keys, new))
-        found |= {(id(mapping), key) for key in keys}
+        values = _replaced(mapping, new)
+        mapping.update(values)
+        found |= {(id(mapping), key) for key in values}
     return found
 
 
-def _keys_of(mapping: dict[Any, Any], own: Any) -> list[Any]:
-    if id(own) not in map(id, mapping.values()):  # nearly always; without a loop in Python
-        return []
-    return [key for key, value in mapping.items() if value is own]
+def _replaced(mapping: Mapping[Any, Any], new: Mapping[int, Any]) -> dict[Any, Any]:
+    """The keys of `mapping` whose value has an id of `new`, and what takes its place."""
+    if new.keys().isdisjoint(map(id, mapping.values())):  # nearly always; without a loop in Python
+        return {}
+    return {key: new[id(value)] for key, value in mapping.items() if id(value) in new}
 
 
 class Company:
@@ -196,6 +209,6 @@ class Company:
 
     def leave(self) -> None:
         """Take all of them back, last first."""
-        while self._patches:
-            self._patches.pop().undo()
+        _undo_all(self._patches)
+        self._patches = []
         self.names = self.inside = self.set_aside = ()
