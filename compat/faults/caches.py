@@ -678,3 +678,25 @@ def _prefill_is_a_view(patches: Patches) -> None:
         return update
 
     patches.method(f"{CACHES}:DynamicLayer.update", make)
+
+
+@fault(
+    "handed-cache-dropped",
+    title="the second turn of a chat computes the first one again",
+    origin="class: caches",
+    mechanism="generate makes a new cache although one is handed over",
+    cells=("llama/fp32/sdpa/none", "opt/bf16/sdpa/none"),
+    seen_by=("cache",),
+    spared=("bert/fp32/sdpa/none",),
+)
+def _handed_cache(patches: Patches) -> None:
+    def make(original: Any) -> Any:
+        def generate(self: Any, *arguments: Any, **keywords: Any) -> Any:
+            if keywords.get("past_key_values") is not None:
+                patches.reached()
+                del keywords["past_key_values"]
+            return original(self, *arguments, **keywords)
+
+        return generate
+
+    patches.method(f"{GENERATE}.generate", make)

@@ -516,3 +516,35 @@ def _stop_of_first_row(patches: Patches) -> None:
         return call
 
     patches.method("transformers.generation.stopping_criteria:StopStringCriteria.__call__", make)
+
+
+@fault(
+    "stream-lacks-last-token",
+    title="what is streamed ends one token before what is returned",
+    origin="class: generation",
+    mechanism="a streamer hears each value when the next one comes",
+    cells=PROBES,
+    seen_by=("generation",),
+    spared=(ENCODER,),
+)
+def _stream_late(patches: Patches) -> None:
+    class Late:
+        def __init__(self, streamer: Any) -> None:
+            self.streamer, self.held = streamer, None
+
+        def put(self, value: Any) -> None:
+            patches.reached()
+            if self.held is not None:
+                self.streamer.put(self.held)
+            self.held = value
+
+        def end(self) -> None:
+            self.streamer.end()
+
+    def make(original: Any) -> Any:
+        def generate(self: Any, *arguments: Any, streamer: Any = None, **keywords: Any) -> Any:
+            return original(self, *arguments, streamer=streamer and Late(streamer), **keywords)
+
+        return generate
+
+    patches.method(f"{MIXIN}.generate", make)

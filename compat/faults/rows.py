@@ -102,3 +102,49 @@ def _last_column(patches: Patches) -> None:
         return forward
 
     patches.method("transformers.modeling_layers:GenericForSequenceClassification.forward", make)
+
+
+@fault(
+    "decoder-mask-ignored",
+    title="the decoder of an encoder-decoder attends to tokens that its own mask hides",
+    origin="class: masks",
+    mechanism="decoder_attention_mask is dropped",
+    cells=("t5/fp32/eager/none", "bart/fp32/sdpa/none"),
+    seen_by=("padding",),
+    spared=("llama/fp32/sdpa/none",),
+)
+def _decoder_mask(patches: Patches) -> None:
+    def make(original: Any) -> Any:
+        def forward(self: Any, *arguments: Any, **keywords: Any) -> Any:
+            mask = keywords.get("attention_mask")
+            if keywords.get("encoder_hidden_states") is not None and mask is not None and not bool(mask.all()):
+                patches.reached()
+                keywords["attention_mask"] = None
+            return original(self, *arguments, **keywords)
+
+        return forward
+
+    patches.method("transformers.models.bart.modeling_bart:BartDecoder.forward", make)
+    patches.method("transformers.models.t5.modeling_t5:T5Stack.forward", make)
+
+
+@fault(
+    "given-positions-ignored",
+    title="position ids that are handed over are not looked at",
+    origin="class: positions",
+    mechanism="each token gets the position of the column that it stands in",
+    cells=("bert/fp32/sdpa/none",),
+    seen_by=("padding",),
+    spared=("llama/fp32/eager/none",),
+)
+def _given_positions(patches: Patches) -> None:
+    def make(original: Any) -> Any:
+        def forward(self: Any, *arguments: Any, **keywords: Any) -> Any:
+            if keywords.get("position_ids") is not None:
+                patches.reached()
+                keywords["position_ids"] = None
+            return original(self, *arguments, **keywords)
+
+        return forward
+
+    patches.method("transformers.models.bert.modeling_bert:BertEmbeddings.forward", make)

@@ -72,6 +72,8 @@ class Judged:
     accepted: int = 0
     changed: int = 0
     """Generation settings of the assistant that are others once it has drafted."""
+    fed_again: int | None = None
+    """Tokens a row that a second turn fed although the cache held them; None where there is none."""
     facts: dict[str, str] = field(default_factory=dict)
     """What this model has no path for, and why."""
 
@@ -89,6 +91,7 @@ def run(group: Group, loaded: Loaded, more: bool) -> Judged:
             judged.raised[name] = str(error)[:300]
             continue
         talk.judge(name, spoken, judged)
+    judged.fed_again = talk.fed_again
     if talk.drafts:
         judged.rejected, judged.accepted = talk.rejected, talk.drafts - talk.rejected
         judged.changed = talk.changed
@@ -153,6 +156,7 @@ class _Talk:
         self.loaded = loaded
         self.prompts = prompts(group)
         self.drafts = self.rejected = self.changed = 0
+        self.fed_again: int | None = None
         self._rows: list[Rows] = []
         self._spoken: tuple[int, ...] = ()
 
@@ -169,7 +173,9 @@ class _Talk:
         drawn = self.group.source.rows(SEED + 1 + 1000 * self.group.spec.seed, [USER_TOKENS] * 2).tokens
         asked = torch.cat([first.sequences, torch.tensor(drawn, device=self.group.device)], 1)
         more = torch.cat([mask, mask.new_ones(2, asked.shape[1] - mask.shape[1])], 1)
-        second = self._generate(asked, SECOND_TOKENS, attention_mask=more, past_key_values=first.past_key_values)
+        with self._widths() as widths:
+            second = self._generate(asked, SECOND_TOKENS, attention_mask=more, past_key_values=first.past_key_values)
+        self.fed_again = sum(widths) - (USER_TOKENS + 1) - (SECOND_TOKENS - 1)  # no cache holds what was said last
         self._spoken = tuple(first.sequences[0, -NEW_TOKENS:].tolist())
         said = [self._unpadded(second.sequences, i) for i in range(2)]
         return [

@@ -1,5 +1,5 @@
 """Rows of a batch that end at different times: which token parts them, and whether a stop string ends each where its
-own words say it."""
+own words say it; and what a streamer hears of a row up to its end."""
 
 from __future__ import annotations
 
@@ -48,6 +48,31 @@ def stop_string_differences(trials: Trials, greedy: Generated) -> int | None:
     sequences = trials.loaded.generate(**given, **settings, **trials.varied, **words)
     width = 1 if trials.decoder_start is not None else greedy.batch.width
     return apart(stopped(new, token, trials.pad), sequences[:, width : width + STEPS - 1])
+
+
+class _Listener:
+    """Keeps what `generate` tells a streamer: tokens, and when there will be no more."""
+
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+        self.ends: list[int] = []
+        """How many tokens there were at each end."""
+
+    def put(self, value: Any) -> None:
+        self.tokens += value.flatten().tolist()
+
+    def end(self) -> None:
+        self.ends.append(len(self.tokens))
+
+
+def stream_differences(trials: Trials, alone: Generated) -> int:
+    """Tokens of a row generated again that a streamer was not told, or was told beside: it gets the prompt, each new
+    token, and one end behind the last (an end that is missing, or is another, counts as one). Raises StackError."""
+    listener = _Listener()
+    given = {k: v.clone() for k, v in alone.batch.arguments.items()}
+    settings = {"max_new_tokens": STEPS, "do_sample": False, "pad_token_id": trials.pad}
+    sequences = trials.loaded.generate(**given, **settings, **trials.varied, streamer=listener)
+    return apart(sequences[0], listener.tokens) + int(listener.ends != [sequences.shape[1]])
 
 
 def spelling_tokenizer(vocab: int) -> Any:

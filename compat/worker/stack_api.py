@@ -339,6 +339,13 @@ def accepts(model: Any, argument: str) -> bool:
     return argument in inspect.signature(model.forward).parameters
 
 
+def positions_from_zero(model: Any) -> bool:
+    """Whether `model` takes position ids, and looks them up in a table whose first row is the first position: RoBERTa's
+    begins behind the pad's."""
+    tables = [m for name, m in model.named_modules() if name.rpartition(".")[2] == "position_embeddings"]
+    return accepts(model, "position_ids") and bool(tables) and all(t.padding_idx is None for t in tables)
+
+
 def input_embeddings(model: Any) -> Any:
     """The module that `model` calls its input embedding, or None: classes of sound, and some of pictures, have none and
     say so by an exception."""

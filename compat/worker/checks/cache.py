@@ -149,6 +149,8 @@ def _generated(judged: Judged, report: Report) -> None:
     report.facts |= judged.facts
     if judged.raised:
         report.facts["raised"] = judged.raised
+    if judged.fed_again is not None:
+        report.measure("tokens_fed_again", judged.fed_again, unit="tokens a row")
     if judged.rejected is not None:
         report.measure("drafts_rejected", judged.rejected, unit="tokens", better="higher")
         report.measure("assistant_settings_changed", judged.changed, unit="settings")

@@ -56,6 +56,9 @@ def run(group: Group, attention: dict[str, Any]) -> Report:
             stopped = endings.stop_string_differences(trials, greedy)
             if stopped is not None:
                 report.measure("stop_string_differences", stopped, unit="tokens")
+            alone = made["alone"]
+            assert alone is not None
+            report.measure("stream_differences", endings.stream_differences(trials, alone), unit="tokens")
     if group.task in COMPOSITE_TASKS:
         changed = composite_generation.run(group, loaded, report)
         report.facts["pipeline"] = "not asked: of models with pictures or sounds, generate alone is"

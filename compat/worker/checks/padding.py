@@ -3,8 +3,9 @@
 Rows of unequal length are padded on each side that the family supports and judged, row by row, against the fp64
 reference of the row alone, with the unpadded eager error as yardstick; so are one padded row by itself, batches of
 drawn shapes, left padding without position ids (families that see distances only), rows packed into one without a
-mask and with masks of our own (families that declare it), a row with masked tokens in its middle, and padded decoders.
-Exact tests beside it: other token ids under the pads, one more row that is masked everywhere, and a mask of another
+mask and with masks of our own (families that declare it), a row with masked tokens in its middle, a row back to front
+whose tokens keep their positions (encoders that learn them), and padded decoders. Exact tests beside it: other token
+ids under the pads and where a decoder's mask has holes, one more row that is masked everywhere, and a mask of another
 dtype must leave every valid position bit for bit as it was.
 """
 
@@ -43,7 +44,9 @@ OWN_MASKS = (((2, LENGTHS[2]), (3, LENGTHS[3])), ((3, LENGTHS[3]), (2, LENGTHS[2
 """Texts that share rows: (which of the rows, how much of it)."""
 
 HOLES = (9, 10, 23)
+DECODER_HOLES = (2, 5, 6)
 ROTARY = frozenset({"rope", "partial-rope"})
+BY_PLACE = frozenset({"bidirectional", "learned-positions"})
 BY_SLOT = frozenset({"window", "state-space", "linear-attention"})
 """Features for which a masked token counts all the same: as a place of the window, as a step of a recurrence."""
 
@@ -106,6 +109,10 @@ def _more_paths(
         )
     if rows.decoder:
         yield "decoder", _padded_decoders(group, loaded, rows, sides[0])
+        changed = _hidden_decoder_tokens(group, loaded, rows, sides[0])
+        report.measure("decoder_mask_changes", changed, unit="elements")
+    if features >= BY_PLACE and stack_api.positions_from_zero(loaded.model):
+        yield "positions turned round", _turned_round(group, loaded, rows)
     if group.spec.at_least("deep"):
         worst, smallest = _searched(group, loaded, rows, sides)
         yield f"drawn, worst of {SEARCHED}", worst
@@ -196,6 +203,33 @@ def _padded_decoders(group: Group, loaded: Loaded, rows: Rows, side: str) -> Agr
     arguments = batch.arguments | {"decoder_input_ids": ids, "decoder_attention_mask": mask}
     o = valid_outputs(loaded, Padded(arguments, tuple(slice(0, n) for n in DECODER_LENGTHS)))
     return _prefixes(group, rows, tuple(range(len(rows.tokens))), DECODER_LENGTHS).compare(o)
+
+
+def _hidden_decoder_tokens(group: Group, loaded: Loaded, rows: Rows, side: str) -> int:
+    """Elements at the visible positions of decoders that change with the tokens under a mask with holes: causality
+    hides what stands behind a row, and nothing but the mask what stands in it."""
+    batch = _batch(group, loaded, rows, side)
+    ids = batch.arguments["decoder_input_ids"]
+    visible = [i for i in range(ids.shape[1]) if i not in DECODER_HOLES]
+    mask = torch.ones_like(ids)
+    mask[:, list(DECODER_HOLES)] = 0
+    others = ids.clone()
+    others[:, list(DECODER_HOLES)] = _other_pad(group)
+    first, second = (
+        loaded(**batch.arguments | {"decoder_input_ids": each, "decoder_attention_mask": mask})[:, visible]
+        for each in (ids, others)
+    )
+    return int((first != second).sum())
+
+
+def _turned_round(group: Group, loaded: Loaded, rows: Rows) -> Agreement:
+    """A row back to front, whose tokens keep the positions that they had: an encoder that takes places from position
+    ids alone gives each token what it gave it before."""
+    own = rows.tokens[0]
+    ids = torch.tensor([own[::-1]], device=group.device)
+    positions = torch.arange(len(own) - 1, -1, -1, device=group.device)[None]
+    o = loaded(input_ids=ids, attention_mask=torch.ones_like(ids), position_ids=positions)
+    return group.yardstick(_part(rows, (0,))).compare(o[0].flip(0))
 
 
 def _prefixes(group: Group, rows: Rows, chosen: tuple[int, ...], lengths: tuple[int, ...]) -> Yardstick:
