@@ -111,7 +111,8 @@ def _more_paths(
         yield "decoder", _padded_decoders(group, loaded, rows, sides[0])
         changed = _hidden_decoder_tokens(group, loaded, rows, sides[0])
         report.measure("decoder_mask_changes", changed, unit="elements")
-    if features >= BY_PLACE and stack_api.positions_from_zero(loaded.model):
+    plain = loaded.attention["implementation"] in ("eager", "sdpa")  # FlashAttention reads falling positions as packing
+    if plain and features >= BY_PLACE and stack_api.positions_from_zero(loaded.model):
         yield "positions turned round", _turned_round(group, loaded, rows)
     if group.spec.at_least("deep"):
         worst, smallest = _searched(group, loaded, rows, sides)

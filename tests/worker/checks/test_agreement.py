@@ -99,6 +99,15 @@ def test_padding_walks_every_path(llama: Group) -> None:
     assert seen["pad_content_changes"] == seen["neighbour_changes"] == seen["mask_dtype_changes"] == 0
 
 
+def test_padding_turns_encoders_round_and_makes_holes_in_decoders(probe_cache: Path) -> None:
+    encoder = padding.run(group("bert", "fp32", probe_cache), attention("sdpa"))
+    assert encoder.facts["ratio_token_by_path"]["positions turned round"] < 3
+    roberta = padding.run(group("roberta", "fp32", probe_cache), attention("eager"))
+    assert "positions turned round" not in roberta.facts["ratio_token_by_path"], "its table begins behind the pad's row"
+    for name in ("t5", "bart"):
+        assert figures(padding.run(group(name, "fp32", probe_cache), attention("eager")))["decoder_mask_changes"] == 0
+
+
 @pytest.mark.parametrize(
     ("broken", "only"),
     [

@@ -52,7 +52,7 @@ def test_a_clean_stack_walks_every_path(llama: Group) -> None:
     assert set(report.facts["paths"]) == WALKS | GENERATED
     assert seen["drafts_rejected"] > 0, "a cache is rolled back only when a draft is rejected"
     assert seen["cache_over_arithmetic"] == seen["prefill_cache_over_arithmetic"] == 1
-    assert seen["assistant_settings_changed"] == 0
+    assert seen["assistant_settings_changed"] == seen["tokens_fed_again"] == 0
     assert seen["quantized_difference"] == 0
     assert seen["quantized_compared"] > 10_000
 
