@@ -33,6 +33,7 @@ EXACT = (
     "pipeline_setting_differences",
     "pipeline_text_differences",
     "side_effects",
+    "stream_differences",
 )
 
 
