@@ -63,8 +63,8 @@ TIMEOUT_SECONDS = 120.0
 TOGETHER = "with several that should change nothing there in at once, and alone where anything changed"
 
 RULES = {
-    "quick": "the checks named to see a fault, in cells that it touches until one does (none that is compiled), then "
-    "in cells that it spares; "
+    "quick": "the checks named to see a fault, in cells that it touches until one does (none that is compiled, "
+    "and no other where the first never ran what is changed), then in cells that it spares; "
     f"for benign changes every check in one cell (spared cells and benign changes {TOGETHER})",
     "standard": "the checks named to see a fault in every cell that it touches; every check in the cells that it "
     f"spares, and for benign changes (both {TOGETHER})",
@@ -354,8 +354,10 @@ class SelfTest:
         other: list[Change] = []
         questions = self._questions(fault)
         for group, cell, name in questions:
-            if seen and self._one_will_do(fault, cell):
-                continue
+            if self._one_will_do(fault, cell):
+                elsewhere = {where for where, _ in asked if where in fault.cells} - {cell.id}
+                if seen or (elsewhere and not reached):
+                    continue
             if (cell.id, name) not in self.baseline:
                 others = [c for _, where, c in questions if where.id == cell.id and (cell.id, c) not in self.baseline]
                 self._ask_baseline(worker, group, cell, others)

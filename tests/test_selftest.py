@@ -285,6 +285,19 @@ def test_quick_asks_the_next_cell_only_of_what_the_first_did_not_show(monkeypatc
         assert {(c, k) for names, c, k in worker.questions if names} == set(trial.asked)
 
 
+def test_quick_asks_no_other_cell_of_what_never_ran_in_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    second = "qwen2/fp32/sdpa/none"
+
+    def answer(fault: str, cell: str, check: str) -> dict[str, Any]:
+        return {"outcome": "fail" if fault and cell == second else "pass", "reached": int(cell == second)}
+
+    fault = _fault(cells=(TOUCHED, second))
+    for depth, status in (("quick", Status.NOT_REACHED), ("standard", Status.KILLED)):
+        (trial,) = _run(monkeypatch, answer, [fault], depth).trials
+        assert trial.status is status
+        assert ((second, "agreement") in trial.asked) == (depth == "standard")
+
+
 def test_quick_leaves_compiled_cells_out(monkeypatch: pytest.MonkeyPatch) -> None:
     fault = _fault("graph", cells=(f"{TOUCHED}/compile",))
     for depth, status in (("quick", Status.NOT_REACHED), ("standard", Status.KILLED)):
