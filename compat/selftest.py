@@ -255,10 +255,8 @@ class SelfTest:
     def _next(self, phase: Phase) -> Any:
         """An item to work on; None where none is left and nobody can add one. Raises Stopped."""
         with self._lock:
-            while not phase.waiting and phase.running:
+            while not phase.waiting and phase.running and not self._stopping.is_set():
                 self._lock.wait(0.1)
-                if self._stopping.is_set():
-                    break
             if self._stopping.is_set():
                 raise Stopped
             if not phase.waiting:

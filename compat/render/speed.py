@@ -72,11 +72,9 @@ class Speed:
     def without(self) -> str:
         """What is not in the rows, in words; "" where nothing is left out."""
         told = [f"{plural(self.left_out, 'cell')} that fail another check"] if self.left_out else []
-        told += (
-            [f"doubtful figures of {plural(self.doubted, 'cell')} (a disturbed machine, or too wide an interval)"]
-            if self.doubted
-            else []
-        )
+        if self.doubted:
+            cells = plural(self.doubted, "cell")
+            told.append(f"doubtful figures of {cells} (a disturbed machine, or too wide an interval)")
         return f"Left out: {', and '.join(told)}." if told else ""
 
 

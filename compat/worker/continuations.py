@@ -73,7 +73,8 @@ class Judged:
     changed: int = 0
     """Generation settings of the assistant that are others once it has drafted."""
     fed_again: int | None = None
-    """Tokens a row that a second turn fed although the cache held them; None where there is none."""
+    """Tokens a row that a second turn fed although the cache held them, or that it did not feed although the cache held
+    them not; None where there is no second turn."""
     facts: dict[str, str] = field(default_factory=dict)
     """What this model has no path for, and why."""
 
@@ -175,7 +176,8 @@ class _Talk:
         more = torch.cat([mask, mask.new_ones(2, asked.shape[1] - mask.shape[1])], 1)
         with self._widths() as widths:
             second = self._generate(asked, SECOND_TOKENS, attention_mask=more, past_key_values=first.past_key_values)
-        self.fed_again = sum(widths) - (USER_TOKENS + 1) - (SECOND_TOKENS - 1)  # no cache holds what was said last
+        # no cache holds what was said last; fewer than that is no saving, and none at all is no measurement
+        self.fed_again = abs(sum(widths) - (USER_TOKENS + 1) - (SECOND_TOKENS - 1))
         self._spoken = tuple(first.sequences[0, -NEW_TOKENS:].tolist())
         said = [self._unpadded(second.sequences, i) for i in range(2)]
         return [
